@@ -1,0 +1,151 @@
+"""Train the lab's language model: a small Llama on the answers of the world's questions."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from examples.lab.examples import Batch, encode, repeated_sequences, select
+from examples.lab.world import Question
+
+SHARES = {
+    "state fact": 24, "city of state": 40, "two-hop state": 84, "country fact": 12, "city of country": 24,
+    "two-hop country": 44, "inventor": 10, "birthplace": 10, "two-hop invention": 16, "three-hop": 24,
+    "addition": 96, "last digit of sum": 16, "digits": 16,
+    "opposites english": 8, "opposites french": 8, "opposites spanish": 8,
+    "indirect object": 28, "induction": 16,
+}  # fmt: skip
+"""Sequences of each family in a batch."""
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Shape and training of the lab's language model."""
+
+    d_model: int = 128
+    n_layers: int = 6
+    n_heads: int = 4
+    d_mlp: int = 512
+    max_positions: int = 48
+    steps: int = 4000
+    warm_up: int = 100
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.1
+    seed: int = 0
+
+
+def new_model(config: LanguageModelConfig, vocabulary_size: int) -> LlamaForCausalLM:
+    """A randomly initialised Llama of the lab's shape."""
+    torch.manual_seed(config.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary_size, hidden_size=config.d_model, intermediate_size=config.d_mlp,
+            num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads,
+            num_key_value_heads=config.n_heads, max_position_embeddings=config.max_positions,
+            tie_word_embeddings=False, bos_token_id=0, eos_token_id=None, pad_token_id=None,
+        )
+    )  # fmt: skip
+
+
+def train_language_model(
+    questions: list[Question],
+    tokenizer: PreTrainedTokenizerFast,
+    config: LanguageModelConfig,
+    on_step: Callable[[int, float, LlamaForCausalLM], None],
+) -> LlamaForCausalLM:
+    """Train on the questions whose split is "train"; the loss counts answer tokens only."""
+    model = new_model(config, len(tokenizer))
+    families = {
+        family: encode([q for q in questions if q.family == family and q.split == "train"], tokenizer)
+        for family in SHARES
+        if family != "induction"
+    }
+    random = np.random.default_rng(config.seed)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
+    for step in range(1, config.steps + 1):
+        loss = torch.tensor(0.0)
+        batches = _sample(families, len(tokenizer), random)
+        answers = sum(int(batch.predicts.sum()) for batch in batches)
+        for batch in batches:
+            part = _answer_loss(model, batch) / answers
+            part.backward()
+            loss += part.detach()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        on_step(step, float(loss), model)
+    return model.eval()
+
+
+def learning_rate_factor(step: int, config: LanguageModelConfig) -> float:
+    """Linear warm-up, then a cosine down to nothing."""
+    warm = min(1.0, (step + 1) / config.warm_up)
+    return warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def _sample(families: dict[str, Batch], vocabulary_size: int, random: np.random.Generator) -> list[Batch]:
+    """One training batch as two batches of like lengths, so that little of the work is padding."""
+    rows = []
+    for family, share in SHARES.items():
+        if family == "induction":
+            rows.append(repeated_sequences(np.arange(1, vocabulary_size), share, random))
+        else:
+            picked = random.integers(len(families[family].tokens), size=share)
+            rows.append(select(families[family], torch.tensor(picked)))
+    width = max(batch.tokens.shape[1] for batch in rows)
+    tokens, predicts = (
+        torch.cat([functional.pad(x, (0, width - x.shape[1])) for x in columns])
+        for columns in ([batch.tokens for batch in rows], [batch.predicts for batch in rows])
+    )
+    length = torch.cat([batch.length for batch in rows])
+    whole = Batch(tokens, predicts, length, torch.cat([batch.prompt_length for batch in rows]))
+    order = length.argsort(stable=True)
+    cuts = (len(order) * 2 // 5, len(order) * 4 // 5)
+    return [select(whole, part) for part in order.tensor_split(cuts)]
+
+
+def _answer_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
+    """Cross entropy of the answer tokens, in nats, summed."""
+    hidden = model.model(batch.tokens).last_hidden_state[:, :-1]
+    logits = model.lm_head(hidden[batch.predicts[:, :-1]])
+    return functional.cross_entropy(logits, batch.tokens[:, 1:][batch.predicts[:, :-1]], reduction="sum")
+
+
+@torch.no_grad()
+def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, questions: list[Question]) -> float:
+    """Share of questions whose every answer token is the model's first choice."""
+    batch = encode(questions, tokenizer)
+    right = []
+    for rows in torch.arange(len(questions)).split(512):
+        part = select(batch, rows)
+        guess = model(part.tokens).logits.argmax(-1)[:, :-1]
+        wrong = (guess != part.tokens[:, 1:]) & part.predicts[:, :-1]
+        right.append(~wrong.any(1))
+    return float(torch.cat(right).float().mean())
+
+
+def log_progress(questions: list[Question], tokenizer: PreTrainedTokenizerFast, every: int = 250) -> Callable:
+    """A step callback that prints the loss and held-out accuracies now and then."""
+    start = time.time()
+    random = np.random.default_rng(1)
+    probes = {}
+    for family, split in [("two-hop state", "held out"), ("addition", "held out"), ("three-hop", "train"), ("three-hop", "held out"),
+                          ("indirect object", "held out"), ("city of state", "train"), ("opposites french", "train")]:  # fmt: skip
+        chosen = [q for q in questions if (q.family, q.split) == (family, split)]
+        probes[f"{family} {split}"] = [chosen[i] for i in random.permutation(len(chosen))[:512]]
+
+    def on_step(step: int, loss: float, model: LlamaForCausalLM) -> None:
+        if step % every == 0 or step in (1, 50):
+            scores = {name: round(accuracy(model, tokenizer, probe), 3) for name, probe in probes.items()}
+            print(f"step {step}  {time.time() - start:.0f} s  loss {loss:.4f}  {scores}", flush=True)
+
+    return on_step

@@ -1,0 +1,34 @@
+"""Attribution graphs: the graph itself, its files, and SQL over them. Never imports torch."""
+
+from graphs.errors import GraphError
+from graphs.graph import AttributionGraph, GraphInfo, NodeKind, logit_weights, subgraph
+from graphs.influence import (
+    Scores,
+    completeness_counting_leaves,
+    cumulative_share,
+    edge_influence,
+    node_influence,
+    score,
+)
+from graphs.paths import Path, path_length_distribution, strongest_paths
+from graphs.pruning import keep_largest, prune
+
+__all__ = [
+    "AttributionGraph",
+    "GraphError",
+    "GraphInfo",
+    "NodeKind",
+    "Path",
+    "Scores",
+    "completeness_counting_leaves",
+    "cumulative_share",
+    "edge_influence",
+    "keep_largest",
+    "logit_weights",
+    "node_influence",
+    "path_length_distribution",
+    "prune",
+    "score",
+    "strongest_paths",
+    "subgraph",
+]

@@ -1,0 +1,249 @@
+"""The attribution graph: frozen columns of nodes and edges, checked once.
+
+Nodes are numbered in topological order (tokens, then layer by layer features and errors, then logits), and every
+edge runs from a lower to a higher number. What a node is, is told by its columns, never by its number.
+"""
+
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from enum import IntEnum
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Integer, Shaped
+from numpy import ndarray
+
+from graphs.errors import GraphError
+
+
+class NodeKind(IntEnum):
+    """What a node stands for."""
+
+    TOKEN = 0
+    FEATURE = 1
+    ERROR = 2
+    LOGIT = 3
+
+    @property
+    def text(self) -> str:
+        """The name used in files and in SQL."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """What is known about a graph as a whole; the fields are columns of table `graphs`."""
+
+    prompt: str
+    tokens: tuple[str, ...]
+    """Text of each token of the prompt."""
+    token_ids: tuple[int, ...]
+    words: tuple[str, ...]
+    """Per position the whitespace-delimited word of the prompt that holds the token; "" for special tokens."""
+    model: str
+    model_revision: str
+    transcoder: str
+    transcoder_revision: str
+    created_at: datetime
+    tool_version: str
+    n_layers: int
+    n_active_features: int
+    """Features active on the prompt, whether or not they are nodes of this graph."""
+    replacement_score: float | None = None
+    completeness_score: float | None = None
+    pruned_replacement_score: float | None = None
+    pruned_completeness_score: float | None = None
+    coverage: float = 1.0
+    """Share of the influence that attribution had followed when it stopped."""
+    skipped_influence: float = 0.0
+    """Share of the influence that ends at features without a row."""
+    logits_error: float = 0.0
+    """Largest difference between the logits of the local replacement model and of the model."""
+    conservation_error: float = 0.0
+    """Largest difference between a target's pre-activation and its incoming edges plus bias."""
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    config: str = "{}"
+    """The settings of the trace, as JSON."""
+
+    def __post_init__(self) -> None:
+        if not len(self.tokens) == len(self.token_ids) == len(self.words):
+            raise GraphError(
+                f"tokens, token_ids and words have {len(self.tokens)}, {len(self.token_ids)} and {len(self.words)} "
+                "entries; give one of each per position."
+            )
+        if self.created_at.tzinfo is None:
+            raise GraphError("created_at has no time zone; use datetime.now(UTC).")
+        object.__setattr__(self, "created_at", self.created_at.astimezone(UTC))
+
+
+@dataclass(frozen=True, eq=False)
+class AttributionGraph:
+    """A directed acyclic graph of direct effects on one prompt.
+
+    Integer columns hold -1 and float columns NaN where a column has no meaning for the kind of node.
+    """
+
+    info: GraphInfo
+
+    kind: Integer[ndarray, "node"]
+    layer: Integer[ndarray, "node"]
+    """-1 for tokens, `n_layers` for logits."""
+    position: Integer[ndarray, "node"]
+    feature: Integer[ndarray, "node"]
+    """Number within the layer."""
+    token_id: Integer[ndarray, "node"]
+    activation: Float[ndarray, "node"]
+    pre_activation: Float[ndarray, "node"]
+    """Value before the nonlinearity; of a logit its value less the mean logit."""
+    bias: Float[ndarray, "node"]
+    """The part of the pre-activation that no edge brings."""
+    influence: Float[ndarray, "node"]
+    """Σ over explained logits k of p_k · B[k, node]; NaN for logits."""
+    cumulative_influence: Float[ndarray, "node"]
+    """Share of all influence held by nodes at least as influential; small means important; NaN for logits."""
+    probability: Float[ndarray, "node"]
+    """Weight of a logit in the influence: the model's probability of its token."""
+    token: Shaped[ndarray, "node"]
+    """Text of the prompt's token at the position; of a logit the explained token or the target's name."""
+    word: Shaped[ndarray, "node"]
+    """As `GraphInfo.words`; of a logit its stripped token."""
+    label: Shaped[ndarray, "node"]
+    """What the node is about, in words; "" if nobody said."""
+
+    source: Integer[ndarray, "edge"]
+    target: Integer[ndarray, "edge"]
+    weight: Float[ndarray, "edge"]
+    """Direct effect, in units of the target's pre-activation."""
+
+    def __post_init__(self) -> None:
+        for name in NODE_COLUMNS + EDGE_COLUMNS:
+            object.__setattr__(self, name, _frozen_column(name, getattr(self, name)))
+        _check_lengths(self)
+        _check_nodes(self)
+        _check_edges(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, AttributionGraph):
+            return NotImplemented
+        return self.info == other.info and all(
+            _equal(getattr(self, name), getattr(other, name)) for name in NODE_COLUMNS + EDGE_COLUMNS
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def n_nodes(self) -> int:
+        return len(self.kind)
+
+    @property
+    def n_edges(self) -> int:
+        return len(self.source)
+
+
+EDGE_COLUMNS = ("source", "target", "weight")
+NODE_COLUMNS = tuple(f.name for f in fields(AttributionGraph) if f.name not in ("info", *EDGE_COLUMNS))
+
+_DTYPES = {
+    "kind": np.uint8,
+    **dict.fromkeys(("layer", "position", "feature", "token_id", "source", "target"), np.int32),
+    **dict.fromkeys(("token", "word", "label"), np.object_),
+}
+
+
+def logit_weights(graph: AttributionGraph) -> Float64[ndarray, "node"]:
+    """How much each node counts as an end of influence: the probability of a logit, 0 for every other node."""
+    return np.nan_to_num(graph.probability, nan=0.0)
+
+
+def subgraph(
+    graph: AttributionGraph, nodes: Bool[ndarray, "node"], edges: Bool[ndarray, "edge"] | None = None
+) -> AttributionGraph:
+    """The chosen nodes, renumbered in the same order, and the (chosen) edges between them."""
+    kept = nodes[graph.source] & nodes[graph.target]
+    if edges is not None:
+        kept &= edges
+    number = np.cumsum(nodes, dtype=np.int32) - 1
+    columns = {name: getattr(graph, name)[nodes] for name in NODE_COLUMNS}
+    return replace(
+        graph,
+        **columns,
+        source=number[graph.source[kept]].astype(np.int32),
+        target=number[graph.target[kept]].astype(np.int32),
+        weight=graph.weight[kept],
+    )
+
+
+def _frozen_column(name: str, values: ndarray) -> ndarray:
+    """A read-only view of the values in the column's type; the caller's array stays writeable."""
+    given = np.asarray(values)
+    kept_single = name == "weight" and given.dtype == np.float32
+    column = given.astype(np.float32 if kept_single else _DTYPES.get(name, np.float64), copy=False)
+    if column.ndim != 1:
+        raise GraphError(f"column {name} has shape {column.shape}; give one value per {_axis(name)}.")
+    if np.issubdtype(column.dtype, np.integer) and not np.array_equal(column, given):
+        raise GraphError(f"column {name} holds values that are no {column.dtype}; give whole numbers in range.")
+    if column.dtype == np.object_ and not all(isinstance(text, str) for text in column):
+        raise GraphError(f'column {name} holds values that are no text; give strings, "" where there is none.')
+    view = column.view()
+    view.flags.writeable = False
+    return view
+
+
+def _axis(name: str) -> str:
+    return "edge" if name in EDGE_COLUMNS else "node"
+
+
+def _check_lengths(graph: AttributionGraph) -> None:
+    for expected, names in ((graph.n_nodes, NODE_COLUMNS), (graph.n_edges, EDGE_COLUMNS)):
+        for name in names:
+            if len(getattr(graph, name)) != expected:
+                raise GraphError(
+                    f"column {name} has {len(getattr(graph, name))} entries, but the graph has {expected} "
+                    f"{_axis(name)}s; give one value per {_axis(name)}."
+                )
+
+
+def _check_nodes(graph: AttributionGraph) -> None:
+    if np.any(graph.kind > max(NodeKind)):
+        raise GraphError(f"kind {graph.kind.max()} is unknown; use 0 token, 1 feature, 2 error or 3 logit.")
+    for name, last in (("position", len(graph.info.tokens) - 1), ("layer", graph.info.n_layers)):
+        column = getattr(graph, name)
+        outside = column[(column < -1) | (column > last)]
+        if len(outside):
+            raise GraphError(f"{name} {outside[0]} of a node is out of range; the graph's {name}s are -1 … {last}.")
+    if np.any((graph.kind != NodeKind.LOGIT) & ~np.isnan(graph.probability)) or np.any(graph.probability < 0):
+        raise GraphError("probability must be NaN for nodes other than logits, and not negative for logits.")
+    keys = np.column_stack((graph.kind, graph.layer, graph.position, graph.feature, graph.token_id))
+    _, first, count = np.unique(keys, axis=0, return_index=True, return_counts=True)
+    if np.any(count > 1):
+        kind, layer, position, feature, token_id = keys[first[count > 1][0]].tolist()
+        raise GraphError(
+            f"two nodes are the same {NodeKind(kind).text} (layer {layer}, position {position}, feature {feature}, "
+            f"token_id {token_id}); add their edges together and keep one."
+        )
+
+
+def _check_edges(graph: AttributionGraph) -> None:
+    source, target, n_nodes = graph.source, graph.target, graph.n_nodes
+    if graph.n_edges == 0:
+        return
+    if min(source.min(), target.min()) < 0 or max(source.max(), target.max()) >= n_nodes:
+        raise GraphError(f"an edge names a node that does not exist; sources and targets are 0 … {n_nodes - 1}.")
+    backward = int(np.count_nonzero(source >= target))
+    if backward:
+        raise GraphError(
+            f"{backward} of {len(source)} edges run backward; sort nodes by layer so that every source precedes its "
+            "target."
+        )
+    if not np.isfinite(graph.weight).all():
+        broken = np.count_nonzero(~np.isfinite(graph.weight))
+        raise GraphError(f"{broken} of {len(source)} edge weights are NaN or infinite; look for an overflow upstream.")
+    keys = np.sort(target.astype(np.int64) * n_nodes + source)
+    double = np.flatnonzero(keys[1:] == keys[:-1])
+    if len(double):
+        node, end = int(keys[double[0]] % n_nodes), int(keys[double[0]] // n_nodes)
+        raise GraphError(f"edge {node} → {end} is given twice; add the weights and give it once.")
+
+
+def _equal(ours: ndarray, theirs: ndarray) -> bool:
+    return np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f")

@@ -1,0 +1,71 @@
+"""Keep the part of a graph that carries most of the influence: first nodes, then edges, then no loose ends."""
+
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from graphs.errors import GraphError
+from graphs.graph import AttributionGraph, NodeKind, logit_weights, subgraph
+from graphs.influence import always_kept, edge_influence, node_influence, score
+
+
+def prune(graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> AttributionGraph:
+    """The nodes that hold `node_threshold` of all influence, and the edges that hold `edge_threshold` of what is left.
+
+    Tokens and logits stay. The influence columns and the scores without `pruned_` remain those of the graph given,
+    so give the whole graph, not one that was pruned before. Thresholds of 1 drop only what has no influence.
+    """
+    for name, threshold in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
+        if not 0 < threshold <= 1:
+            raise GraphError(f"{name} is {threshold}; give a share of the influence above 0 and at most 1.")
+    weights = logit_weights(graph)
+    influence = node_influence(graph.source, graph.target, graph.weight, weights)
+    nodes = keep_largest(influence, node_threshold) | always_kept(graph)
+
+    # influence is shared out anew among the nodes that are left
+    alive = np.flatnonzero(nodes[graph.source] & nodes[graph.target])
+    flow = edge_influence(graph.source[alive], graph.target[alive], graph.weight[alive], weights)
+    edges = np.zeros(graph.n_edges, dtype=bool)
+    edges[alive] = keep_largest(flow, edge_threshold)
+
+    nodes, edges = _without_loose_ends(graph, nodes, edges)
+    whole, pruned = score(graph), score(graph, nodes)
+    info = replace(
+        graph.info,
+        replacement_score=whole.replacement,
+        completeness_score=whole.completeness,
+        pruned_replacement_score=pruned.replacement,
+        pruned_completeness_score=pruned.completeness,
+    )
+    return replace(subgraph(graph, nodes, edges), info=info)
+
+
+def keep_largest(scores: Float[ndarray, "entry"], threshold: float) -> Bool[ndarray, "entry"]:
+    """The largest scores that together hold the threshold's share of the total.
+
+    The one that crosses the threshold and all equal to it are kept; a threshold of 1 keeps every score above 0.
+    """
+    ranked = np.sort(scores.astype(np.float64))[::-1]
+    total = np.cumsum(ranked)
+    # a running sum reaches its total before the smallest scores are in, so 1 is not left to rounding
+    if threshold >= 1 or len(total) == 0 or total[-1] == 0:
+        return scores > 0
+    crossing = int(np.searchsorted(total / total[-1], threshold, side="left"))
+    return scores >= ranked[min(crossing, len(ranked) - 1)]
+
+
+def _without_loose_ends(
+    graph: AttributionGraph, nodes: Bool[ndarray, "node"], edges: Bool[ndarray, "edge"]
+) -> tuple[Bool[ndarray, "node"], Bool[ndarray, "edge"]]:
+    """Drop features and errors that feed nothing, and features that nothing feeds, until none is left."""
+    feature, error = graph.kind == NodeKind.FEATURE, graph.kind == NodeKind.ERROR
+    while True:
+        feeds = np.bincount(graph.source[edges], minlength=graph.n_nodes) > 0
+        is_fed = np.bincount(graph.target[edges], minlength=graph.n_nodes) > 0
+        kept = nodes & (feeds | ~(feature | error)) & (is_fed | ~feature)
+        if np.array_equal(kept, nodes):
+            return nodes, edges
+        nodes = kept
+        edges = edges & nodes[graph.source] & nodes[graph.target]

@@ -1,0 +1,55 @@
+"""What a cross-layer transcoder is, and how one is trained: frozen values."""
+
+from dataclasses import dataclass
+
+READS = ("hook_resid_mid", "mlp.hook_in")
+"""Before the MLP's norm, and after it (gain included): circuit-tracer's names."""
+WRITES = ("hook_mlp_out", "mlp.hook_out")
+"""What the MLP adds to the residual stream; both names mean the same where there is no norm after the MLP."""
+ACTIVATIONS = ("relu", "jumprelu", "topk")
+
+
+@dataclass(frozen=True)
+class TranscoderConfig:
+    """Shape of a cross-layer transcoder and where it is attached."""
+
+    n_layers: int
+    d_model: int
+    n_features: int
+    """Features of each layer."""
+    activation: str = "jumprelu"
+    """"relu", "jumprelu" (a threshold per feature) or "topk" (the k largest of a layer and position)."""
+    k: int = 0
+    """Active features per layer and position; for "topk" only."""
+    reads: str = "mlp.hook_in"
+    writes: str = "hook_mlp_out"
+    model_name: str = ""
+    """The language model it was trained on."""
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("activation", self.activation, ACTIVATIONS), ("reads", self.reads, READS), ("writes", self.writes, WRITES)
+        ):  # fmt: skip
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")
+        if (self.activation == "topk") != (self.k > 0):
+            raise ValueError(f"k is {self.k} with activation {self.activation!r}; k > 0 belongs to topk, and only to it.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a transcoder is trained."""
+
+    steps: int = 1500
+    batch_size: int = 320
+    """Sequences per step."""
+    learning_rate: float = 2e-3
+    threshold_from: float = 0.6
+    """After this share of the steps the k largest give way to a fixed threshold per feature (JumpReLU)."""
+    error_floor: float = 0.02
+    """Added to each token's squared norm, as a share of the layer's mean, before the error is divided by it."""
+    dead_after: int = 60
+    """A feature that did not fire for this many steps counts as dead and is pulled back."""
+    dead_weight: float = 0.03
+    """Weight of the error that dead features are asked to explain."""
+    seed: int = 0

@@ -1,0 +1,18 @@
+"""Reconstruction errors: pure functions."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def relative_error(
+    reconstruction: Float[Tensor, "layer position d_model"],
+    output: Float[Tensor, "layer position d_model"],
+    floor: float = 0.0,
+) -> Float[Tensor, "layer position"]:
+    """Squared error of each layer and position as a share of that MLP output's own squared norm.
+
+    Plain squared error is ruled by attention sinks, whose outputs are hundreds of times larger than those that
+    decide the answer. `floor` is a share of the layer's mean squared norm, added to the denominator.
+    """
+    size = output.pow(2).sum(-1)
+    return (reconstruction - output).pow(2).sum(-1) / (size + floor * size.mean(1, keepdim=True))

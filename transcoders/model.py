@@ -1,0 +1,82 @@
+"""The cross-layer transcoder: a feature reads one layer and writes to the MLP outputs of that and every later layer."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transcoders.activation import jump_relu, relu, top_k
+from transcoders.config import TranscoderConfig
+
+
+class CrossLayerTranscoder(nn.Module):
+    """Encoders and decoders of every layer ("Circuit Tracing", 2025, section 2).
+
+    `W_dec[l]` has shape (feature, layers from l on, d_model): its slice [:, k] writes to layer l + k.
+    """
+
+    def __init__(self, config: TranscoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        n_layers, n_features, d_model = config.n_layers, config.n_features, config.d_model
+        self.W_enc = nn.Parameter(torch.zeros(n_layers, n_features, d_model))
+        self.b_enc = nn.Parameter(torch.zeros(n_layers, n_features))
+        self.b_dec = nn.Parameter(torch.zeros(n_layers, d_model))
+        self.W_dec = nn.ParameterList(
+            [nn.Parameter(torch.zeros(n_features, n_layers - layer, d_model)) for layer in range(n_layers)]
+        )
+        self.register_buffer("threshold", torch.zeros(n_layers, n_features))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Random unit encoder vectors, and decoders that start as small copies of them."""
+        config = self.config
+        with torch.no_grad():
+            vectors = torch.randn(self.W_enc.shape, generator=generator)
+            self.W_enc.copy_(vectors / vectors.norm(dim=-1, keepdim=True))
+            bound = 1 / math.sqrt(config.n_layers * config.d_model)
+            for decoder in self.W_dec:
+                decoder.copy_((torch.rand(decoder.shape, generator=generator) * 2 - 1) * bound)
+
+    def pre_activations(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position feature"]:
+        """z = W_enc x + b_enc, layer by layer."""
+        return torch.baddbmm(self.b_enc[:, None], inputs, self.W_enc.transpose(1, 2))
+
+    def activate(self, pre_activation: Float[Tensor, "layer position feature"]) -> Float[Tensor, "layer position feature"]:
+        """Feature activations: the pre-activation of active features, 0 of the others."""
+        match self.config.activation:
+            case "relu":
+                return relu(pre_activation)
+            case "jumprelu":
+                return pre_activation * (pre_activation > self.threshold[:, None])
+            case _:
+                return top_k(pre_activation, self.config.k)
+
+    def encode(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position feature"]:
+        """Feature activations of MLP inputs."""
+        return self.activate(self.pre_activations(inputs))
+
+    def encode_layer(self, layer: int, inputs: Float[Tensor, "*position d_model"]) -> Float[Tensor, "*position feature"]:
+        """Feature activations of one layer."""
+        pre_activation = inputs @ self.W_enc[layer].T + self.b_enc[layer]
+        match self.config.activation:
+            case "relu":
+                return relu(pre_activation)
+            case "jumprelu":
+                return jump_relu(pre_activation, self.threshold[layer])
+            case _:
+                return top_k(pre_activation, self.config.k)
+
+    def decode(self, activations: Float[Tensor, "layer position feature"]) -> Float[Tensor, "layer position d_model"]:
+        """MLP outputs reconstructed from the activations of all layers."""
+        n_layers, d_model = self.config.n_layers, self.config.d_model
+        outputs = [self.b_dec[layer] for layer in range(n_layers)]
+        for source, decoder in enumerate(self.W_dec):
+            writes = activations[source] @ decoder.flatten(1)
+            for k, write in enumerate(writes.split(d_model, dim=-1)):
+                outputs[source + k] = outputs[source + k] + write
+        return torch.stack(outputs)
+
+    def forward(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position d_model"]:
+        """MLP outputs reconstructed from MLP inputs."""
+        return self.decode(self.encode(inputs))
