@@ -1,0 +1,221 @@
+"""The tables of a store: every column with its type, meaning and unit.
+
+The same description is in the Parquet files, in SQL (`COMMENT`) and in the documentation.
+"""
+
+import re
+from importlib.resources import files
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+_TOKEN_VALUES = pa.list_(pa.struct([("token", pa.string()), ("value", pa.float32())]))
+_EXAMPLES = pa.list_(
+    pa.struct([("tokens", pa.list_(pa.string())), ("activations", pa.list_(pa.float32())), ("position", pa.int32())])
+)
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+def _column(name: str, kind: pa.DataType, description: str, unit: str = "") -> pa.Field:
+    return pa.field(name, kind, metadata={"description": description, "unit": unit})
+
+
+def _table(description: str, *columns: pa.Field) -> pa.Schema:
+    return pa.schema(columns, metadata={"description": description})
+
+
+_GRAPH_ID = _column("graph_id", pa.string(), "Name of the graph in the store.")
+
+_GRAPHS = _table(
+    "One row per attribution graph: what was traced, with what, and how good the explanation is.",
+    _GRAPH_ID,
+    _column("prompt", pa.string(), "The text that was traced."),
+    _column("tokens", pa.list_(pa.string()), "Text of each token of the prompt."),
+    _column("token_ids", pa.list_(pa.int32()), "Number of each token in the vocabulary."),
+    _column("words", pa.list_(pa.string()), "Per token the word of the prompt that holds it; '' for special tokens."),
+    _column("model", pa.string(), "Name or path of the language model."),
+    _column("model_revision", pa.string(), "Which version of the model."),
+    _column("transcoder", pa.string(), "Name or path of the transcoder whose features the nodes are."),
+    _column("transcoder_revision", pa.string(), "Which version of the transcoder."),
+    _column("created_at", _TIME, "When the prompt was traced.", "UTC"),
+    _column("schema_version", pa.int32(), "Version of these tables that the graph was written with."),
+    _column("tool_version", pa.string(), "Version of the program that traced the prompt."),
+    _column("n_layers", pa.int32(), "Layers of the model; logit nodes have this layer.", "layers"),
+    _column("n_active_features", pa.int32(), "Features active on the prompt, in the graph or not.", "features"),
+    _column("n_nodes", pa.int32(), "Nodes of the stored graph.", "nodes"),
+    _column("n_edges", pa.int64(), "Edges of the stored graph.", "edges"),
+    _column(
+        "replacement_score",
+        pa.float64(),
+        "Influence of tokens over that of tokens and errors, before pruning; 1 means that no path starts at an error.",
+        "share",
+    ),
+    _column(
+        "completeness_score",
+        pa.float64(),
+        "Mean share of a node's inputs that are no errors, weighted by influence, before pruning.",
+        "share",
+    ),
+    _column("pruned_replacement_score", pa.float64(), "The same with removed features counted as errors.", "share"),
+    _column("pruned_completeness_score", pa.float64(), "The same with removed features counted as errors.", "share"),
+    _column("coverage", pa.float64(), "Influence that attribution had followed when it stopped.", "share"),
+    _column("skipped_influence", pa.float64(), "Influence that ends at features without a row of edges.", "share"),
+    _column("logits_error", pa.float64(), "Largest difference of the replaced model's logits from the model's.", "logits"),
+    _column(
+        "conservation_error",
+        pa.float64(),
+        "Largest difference between a pre-activation and the edges and bias that make it up.",
+        "pre-activation",
+    ),
+    _column("seconds", pa.float64(), "Time the trace took.", "seconds"),
+    _column("peak_memory_mb", pa.float64(), "Most memory the trace used.", "MB"),
+    _column("config", pa.string(), "The settings of the trace.", "JSON"),
+)
+
+_NODES = _table(
+    "One row per node: a token of the prompt, an active feature, what the features miss at a place, or a logit.",
+    _GRAPH_ID,
+    _column("node", pa.int32(), "Number within the graph; edges run from lower to higher numbers."),
+    _column("kind", pa.string(), "'token', 'feature', 'error' or 'logit'."),
+    _column("layer", pa.int32(), "Layer that a feature reads; -1 for tokens, n_layers of the graph for logits.", "layer"),
+    _column("position", pa.int32(), "Place in the prompt, from 0.", "tokens"),
+    _column("feature", pa.int32(), "Number of the feature within its layer; NULL for other kinds."),
+    _column("token_id", pa.int32(), "Number in the vocabulary of a token or logit; NULL for other kinds."),
+    _column("token", pa.string(), "The prompt's token at the position; of a logit the token or target it stands for."),
+    _column("word", pa.string(), "The prompt's word that holds the token; of a logit its token without spaces."),
+    _column("activation", pa.float64(), "How strongly a feature fires.", "activation"),
+    _column(
+        "pre_activation",
+        pa.float64(),
+        "A feature's value before its nonlinearity; a logit's value less the mean logit.",
+        "pre-activation",
+    ),
+    _column("bias", pa.float64(), "The part of the pre-activation that no edge brings.", "pre-activation"),
+    _column("influence", pa.float64(), "Absolute influence on the explained logits; NULL for logits.", "probability"),
+    _column(
+        "cumulative_influence",
+        pa.float64(),
+        "Share of all influence held by nodes at least as influential: small means important.",
+        "share",
+    ),
+    _column("probability", pa.float64(), "The model's probability of a logit's token; NULL for other kinds.", "probability"),
+    _column("label", pa.string(), "What the node is about, in words; NULL if nobody said."),
+)
+
+_EDGES = _table(
+    "One row per direct effect of a node on a later one.",
+    _GRAPH_ID,
+    _column("source", pa.int32(), "Node that acts."),
+    _column("target", pa.int32(), "Node that is acted on; its number is higher."),
+    _column("weight", pa.float64(), "Direct effect on the target.", "the target's pre-activation, or logits"),
+)
+
+_FEATURES = _table(
+    "One row per feature of a transcoder: what it fires on and what it promotes.",
+    _column("transcoder", pa.string(), "The transcoder, as in table graphs."),
+    _column("layer", pa.int32(), "Layer that the feature reads.", "layer"),
+    _column("feature", pa.int32(), "Number within the layer."),
+    _column("density", pa.float64(), "Share of tokens on which the feature fires.", "share"),
+    _column("max_activation", pa.float64(), "Strongest activation seen.", "activation"),
+    _column("top_logits", _TOKEN_VALUES, "Tokens that the feature promotes most, directly.", "logits per activation"),
+    _column("bottom_logits", _TOKEN_VALUES, "Tokens that the feature suppresses most.", "logits per activation"),
+    _column("examples", _EXAMPLES, "Texts on which the feature fires, and where it fires most.", "activation"),
+    _column("histogram", pa.list_(pa.int64()), "Activations in 20 equal bins of (0, max_activation].", "tokens"),
+    _column("label", pa.string(), "What the feature is about, in words."),
+    _column("label_source", pa.string(), "Where the label comes from: 'fires on', 'promotes', 'user', …"),
+    _column("label_precision", pa.float64(), "Of the tokens on which it fires, those that the label describes.", "share"),
+    _column("label_recall", pa.float64(), "Of the tokens that the label describes, those on which it fires.", "share"),
+)
+
+_SUPERNODES = _table(
+    "One row per node of a group that a person made or accepted.",
+    _GRAPH_ID,
+    _column("supernode", pa.string(), "Name of the group."),
+    _column("node", pa.int32(), "A node of the group."),
+)
+
+_INTERVENTIONS = _table(
+    "One row per feature that was changed in the running model.",
+    _GRAPH_ID,
+    _column("intervention", pa.int32(), "Number of the experiment; one may change several features."),
+    _column("node", pa.int32(), "The node that was changed; NULL if the graph lacks it."),
+    _column("layer", pa.int32(), "Layer of the feature.", "layer"),
+    _column("position", pa.int32(), "Place in the prompt.", "tokens"),
+    _column("feature", pa.int32(), "Number of the feature within its layer."),
+    _column("operation", pa.string(), "'set', 'scale', 'ablate', 'add' or 'swap'."),
+    _column("value", pa.float64(), "What it was set to, scaled by or added.", "activation, or a factor"),
+    _column("created_at", _TIME, "When it was done.", "UTC"),
+)
+
+_VALIDATIONS = _table(
+    "One row per effect that the graph predicts and an intervention measured.",
+    _GRAPH_ID,
+    _column("validation", pa.string(), "Name of the check."),
+    _column("source", pa.int32(), "Node that was changed."),
+    _column("target", pa.int32(), "Node whose change was measured."),
+    _column("predicted", pa.float64(), "Change that the graph predicts.", "the target's pre-activation, or logits"),
+    _column("measured", pa.float64(), "Change in the running model.", "the target's pre-activation, or logits"),
+    _column("is_control", pa.bool_(), "Whether the changed feature is a matched random one."),
+)
+
+
+def tables() -> dict[str, pa.Schema]:
+    """Every public table by name; metadata holds the descriptions, and of columns the units."""
+    return {
+        "graphs": _GRAPHS,
+        "nodes": _NODES,
+        "edges": _EDGES,
+        "features": _FEATURES,
+        "supernodes": _SUPERNODES,
+        "interventions": _INTERVENTIONS,
+        "validations": _VALIDATIONS,
+    }
+
+
+def description(described: pa.Schema | pa.Field) -> str:
+    """One sentence on the table or column, with the unit if it has one."""
+    metadata = described.metadata or {}
+    text, unit = metadata.get(b"description", b"").decode(), metadata.get(b"unit", b"").decode()
+    return f"{text} [{unit}]" if unit else text
+
+
+def macros() -> dict[str, str]:
+    """The SQL of every table macro by name, in the order to create them; the leading comment says what it is for."""
+    folder = files("graphs") / "sql"
+    found = {file.name.removesuffix(".sql"): file.read_text("utf-8") for file in folder.iterdir()}
+    return dict(sorted(found.items()))
+
+
+def macro_description(sql: str) -> str:
+    """The comment at the head of a macro's file, as one line."""
+    comment = re.match(r"(?:--[^\n]*\n)+", sql)
+    assert comment, "every file in graphs/sql starts with a comment"
+    return " ".join(line.removeprefix("--").strip() for line in comment.group().splitlines())
+
+
+def macro_signature(name: str, sql: str) -> str:
+    """The macro's name and parameters, as `in_edges(graph, node)`."""
+    parameters = re.search(rf"CREATE MACRO {name}\(([^)]*)\)", sql)
+    assert parameters, f"graphs/sql/{name}.sql creates a macro {name}"
+    return f"{name}({parameters.group(1)})"
+
+
+def schema_markdown() -> str:
+    """The tables and macros as a page of documentation."""
+    lines = [f"Schema version {SCHEMA_VERSION}.", ""]
+    for name, schema in tables().items():
+        lines += [f"## {name}", "", description(schema), "", "| column | type | unit | meaning |", "|---|---|---|---|"]
+        for field in schema:
+            unit = field.metadata[b"unit"].decode()
+            text = field.metadata[b"description"].decode().replace("|", "\\|")
+            lines.append(f"| `{field.name}` | `{_type_text(field.type)}` | {unit} | {text} |")
+        lines.append("")
+    lines += ["## Macros", ""]
+    for name, sql in macros().items():
+        lines += [f"### `{macro_signature(name, sql)}`", "", macro_description(sql), ""]
+    return "\n".join(lines)
+
+
+def _type_text(kind: pa.DataType) -> str:
+    return re.sub(r"(item|element): ", "", str(kind))

@@ -1,0 +1,44 @@
+"""Find the bundled model, and say which words it knows."""
+
+import difflib
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tracer.errors import TraceError
+
+NAME = "lab"
+WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def folder() -> Path:
+    """The folder with model/, transcoder/, features.parquet, words.txt and the card."""
+    return Path(str(files("tracer") / "lab"))
+
+
+def features() -> pa.Table:
+    """What each feature of the bundled transcoder fires on and promotes: the store's `features` table."""
+    return pq.read_table(folder() / "features.parquet")
+
+
+def labels(table: pa.Table) -> dict[tuple[int, int], str]:
+    """Feature labels by (layer, feature)."""
+    layer, feature, label = (table[name].to_pylist() for name in ("layer", "feature", "label"))
+    return {(a, b): text for a, b, text in zip(layer, feature, label, strict=True) if text}
+
+
+def check_words(prompt: str) -> None:
+    """Refuse words that the lab model never saw, naming the closest ones it knows."""
+    known = (folder() / "words.txt").read_text(encoding="utf-8").split()
+    for word in WORD.findall(prompt):
+        if word not in known:
+            close = difflib.get_close_matches(word, known, n=3, cutoff=0.5) or difflib.get_close_matches(
+                word.lower(), known, n=3, cutoff=0.0
+            )
+            raise TraceError(
+                f"'{word}' is not a word of the lab model; did you mean {', '.join(close)}? "
+                "Its README lists what it knows; use --model for other models."
+            )

@@ -1,0 +1,105 @@
+"""From a prompt to an attribution graph: start reading here.
+
+prompt → tokens → local replacement model → targets → attribution rows → graph → pruned graph
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+from graphs import AttributionGraph, prune, score
+from tracer.attribution import attribute
+from tracer.config import TraceConfig
+from tracer.errors import TraceError
+from tracer.replacement import LocalReplacementModel, ReplacementModel
+from tracer.rows import ignore
+from tracer.targets import Targets, difference_target, token_targets, top_targets, top_tokens
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A next token and the model's probability of it."""
+
+    token: str
+    token_id: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A traced prompt: the graph as asked for, and the counts of the whole graph it was cut from."""
+
+    graph: AttributionGraph
+    predictions: tuple[Prediction, ...]
+    n_nodes: int
+    n_edges: int
+
+
+def trace(
+    prompt: str,
+    replacement: ReplacementModel,
+    config: TraceConfig = TraceConfig(),  # noqa: B008 (a frozen value)
+    *,
+    labels: dict[tuple[int, int], str] | None = None,
+    on_progress: Callable[[int, int], None] = ignore,
+) -> Trace:
+    """Trace one prompt; `labels` names features by (layer, feature)."""
+    start = time.perf_counter()
+    local = replacement.localize(replacement.tokenize(prompt))
+    targets = choose_targets(replacement, local, config)
+    whole = attribute(
+        local, targets, coverage=config.coverage, max_features=config.max_features, batch_size=config.batch_size,
+        labels=labels, on_progress=on_progress,
+    )  # fmt: skip
+    graph = whole
+    if config.prune:
+        graph = prune(whole, node_threshold=config.node_threshold, edge_threshold=config.edge_threshold)
+    else:
+        scores = score(whole)
+        info = replace(whole.info, replacement_score=scores.replacement, completeness_score=scores.completeness)
+        graph = replace(whole, info=info)
+    info = replace(
+        graph.info,
+        seconds=time.perf_counter() - start, peak_memory_mb=_peak_memory_mb(),
+        config=json.dumps(asdict(config), sort_keys=True),
+    )  # fmt: skip
+    return Trace(replace(graph, info=info), _predictions(replacement, local), whole.n_nodes, whole.n_edges)
+
+
+def choose_targets(replacement: ReplacementModel, local: LocalReplacementModel, config: TraceConfig) -> Targets:
+    """What the settings ask to explain."""
+    if config.target is None:
+        ids, _ = top_tokens(local, max_logits=config.max_logits, logit_mass=config.logit_mass)
+        names = {i: replacement.token_text(i) for i in ids}
+        return top_targets(local, names, max_logits=config.max_logits, logit_mass=config.logit_mass)
+    plus = one_token(replacement, config.target)
+    if config.target_minus is None:
+        return token_targets(local, (plus,), (replacement.token_text(plus),))
+    minus = one_token(replacement, config.target_minus)
+    name = f"{replacement.token_text(plus)} − {replacement.token_text(minus)}"
+    return difference_target(local, plus, minus, name)
+
+
+def one_token(replacement: ReplacementModel, text: str) -> int:
+    """The token that is exactly this text."""
+    ids = replacement.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        pieces = " ".join(replacement.token_text(i) for i in ids)
+        raise TraceError(f"target {text!r} is {len(ids)} tokens ({pieces}); name a text that is one token of this model.")
+    return ids[0]
+
+
+def _predictions(replacement: ReplacementModel, local: LocalReplacementModel) -> tuple[Prediction, ...]:
+    """The five most probable next tokens, or fewer where those before hold all but a thousandth."""
+    ids, probabilities = top_tokens(local, max_logits=5, logit_mass=0.999)
+    return tuple(
+        Prediction(replacement.token_text(i), i, p) for i, p in zip(ids, probabilities, strict=True)
+    )
+
+
+def _peak_memory_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20) if sys.platform == "darwin" else peak / (1 << 10)

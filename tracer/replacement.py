@@ -1,0 +1,248 @@
+"""A language model with a transcoder, and the linear model that remains of it for one prompt."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tracer.errors import TraceError
+from tracer.linear import FrozenAttention, FrozenNorm, freeze_attention, freeze_norm
+from transcoders import CrossLayerTranscoder, load
+from transcoders.activations import recording
+from transcoders.checkpoint import revision
+from transcoders.families import Anatomy, dissect
+
+WORD = re.compile(r"\w+|[^\w\s]+")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the model reads it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    words: tuple[str, ...]
+    """Per position the word of the text that holds the token; "" for special tokens."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which model and transcoder a graph comes from; a revision changes with the weights."""
+
+    model: str = "model"
+    model_revision: str = ""
+    transcoder: str = "transcoder"
+    transcoder_revision: str = ""
+
+
+@dataclass(frozen=True)
+class ActiveFeatures:
+    """The nonzero features of one prompt, ordered by layer, position, feature."""
+
+    layer: Int[Tensor, " active"]
+    position: Int[Tensor, " active"]
+    feature: Int[Tensor, " active"]
+    activation: Float[Tensor, " active"]
+    pre_activation: Float[Tensor, " active"]
+
+
+@dataclass(frozen=True)
+class LocalReplacementModel:
+    """One prompt: patterns and norm denominators frozen, error terms added; linear in its nodes."""
+
+    prompt: Prompt
+    origin: Origin
+    transcoder: CrossLayerTranscoder
+    attention: tuple[FrozenAttention, ...]
+    mlp_norm: tuple[FrozenNorm, ...]
+    final_norm: FrozenNorm
+    unembedding: Float[Tensor, "vocab d_model"]
+    unembedding_bias: Float[Tensor, " vocab"]
+    embedding: Float[Tensor, "position d_model"]
+    features: ActiveFeatures
+    error: Float[Tensor, "layer position d_model"]
+    """MLP output less its reconstruction; zero at position 0."""
+    constant: Float[Tensor, "layer position d_model"]
+    """The part of each MLP output that is no node: b_dec, and all of it at position 0."""
+    logits: Float[Tensor, "position vocab"]
+    """The model's own."""
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.attention)
+
+    @property
+    def n_positions(self) -> int:
+        return len(self.prompt.token_ids)
+
+
+@dataclass(frozen=True)
+class ReplacementModel:
+    """A Hugging Face causal language model plus a transcoder of its MLPs."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    transcoder: CrossLayerTranscoder
+    anatomy: Anatomy
+    origin: Origin
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        transcoder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        name: str | None = None,
+    ) -> "ReplacementModel":
+        """Load a model directory (or Hub id) and a transcoder folder, and check that they fit."""
+        if Path(model).exists() and not (Path(model) / "config.json").is_file():
+            raise TraceError(f"{model} is not a Hugging Face model directory: it has no config.json.")
+        try:
+            network = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="eager")
+            tokenizer = AutoTokenizer.from_pretrained(model)
+        except OSError as error:
+            first = str(error).splitlines()[0]
+            raise TraceError(f"the model {model} cannot be loaded ({first}); give a local directory or a Hub id.") from error
+        loaded = load(transcoder, device=device, dtype=dtype)
+        origin = Origin(
+            name or str(model), _model_revision(network, Path(model)),
+            f"{name}-clt" if name else str(transcoder), revision(transcoder),
+        )  # fmt: skip
+        return cls.of(network.to(device).eval(), tokenizer, loaded, origin)
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        transcoder: CrossLayerTranscoder,
+        origin: Origin = Origin(),  # noqa: B008 (a frozen value)
+    ) -> "ReplacementModel":
+        """Put loaded parts together, and check that they fit."""
+        anatomy = dissect(model)
+        config = transcoder.config
+        for what, ours, theirs in (
+            ("layers", config.n_layers, len(anatomy.layers)), ("width", config.d_model, model.config.hidden_size)
+        ):  # fmt: skip
+            if ours != theirs:
+                raise TraceError(f"the transcoder has {what} {ours}, the model {theirs}; it was trained on another model.")
+        if model.config._attn_implementation != "eager":
+            raise TraceError('the model hides its attention patterns; load it with attn_implementation="eager".')
+        return cls(model, tokenizer, transcoder, anatomy, origin)
+
+    def tokenize(self, text: str) -> Prompt:
+        """Split a prompt into tokens; a beginning-of-sequence token is put first where the tokenizer did not."""
+        if not text.strip():
+            raise TraceError('the prompt is empty; give some text, as in trace "the capital of Texas is".')
+        encoding = self.tokenizer(text, return_offsets_mapping=True)
+        ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
+        special = set(self.tokenizer.all_special_ids)
+        first = self.tokenizer.bos_token_id
+        if ids[0] not in special and first is not None:
+            ids, offsets = [first, *ids], [(0, 0), *offsets]
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        if longest is not None and len(ids) > longest:
+            raise TraceError(f"the prompt has {len(ids)} tokens, the model reads at most {longest}; shorten it.")
+        return Prompt(text, tuple(ids), tuple(self.token_text(i) for i in ids), _words(text, offsets))
+
+    def token_text(self, token_id: int) -> str:
+        """A token as text."""
+        return self.tokenizer.decode([token_id])
+
+    def localize(self, prompt: Prompt) -> LocalReplacementModel:
+        """Run the prompt once and hold everything nonlinear at its value."""
+        return _localize(self, prompt)
+
+
+@torch.no_grad()
+def _localize(replacement: ReplacementModel, prompt: Prompt) -> LocalReplacementModel:
+    model, anatomy, transcoder = replacement.model, replacement.anatomy, replacement.transcoder
+    modules = {"embedding": anatomy.embedding, "final": anatomy.final_norm}
+    for i, layer in enumerate(anatomy.layers):
+        modules |= {f"attention norm {i}": layer.attention_norm, f"mlp norm {i}": layer.mlp_norm, f"mlp {i}": layer.mlp}
+    ids = torch.tensor([prompt.token_ids], device=model.device)
+    with recording(modules) as seen:
+        result = model(ids, output_attentions=True)
+    dtype = torch.promote_types(model.dtype, torch.float32)  # bfloat16 weights, float32 sums
+
+    attention, mlp_norm = [], []
+    for i, layer in enumerate(anatomy.layers):
+        norm = freeze_norm(layer.attention_norm, seen[f"attention norm {i}"][0][0], dtype)
+        attention.append(freeze_attention(norm, result.attentions[i][0].to(dtype), layer.value, layer.output))
+        mlp_norm.append(freeze_norm(layer.mlp_norm, seen[f"mlp norm {i}"][0][0], dtype))
+    side = 0 if transcoder.config.reads == "hook_resid_mid" else 1
+    n_layers = len(anatomy.layers)
+    inputs = torch.stack([seen[f"mlp norm {i}"][side][0] for i in range(n_layers)]).to(dtype)
+    outputs = torch.stack([seen[f"mlp {i}"][1][0] for i in range(n_layers)]).to(dtype)
+    pre_activation = transcoder.pre_activations(inputs)
+    activation = transcoder.activate(pre_activation)
+    activation[:, 0] = 0
+    layer, position, feature = activation.nonzero(as_tuple=True)
+    constant = transcoder.b_dec[:, None].expand_as(outputs).clone()
+    constant[:, 0] = outputs[:, 0]
+    error = outputs - transcoder.decode(activation)
+    error[:, 0] = 0
+    unembedding = anatomy.unembedding
+    bias = unembedding.bias if unembedding.bias is not None else torch.zeros(len(unembedding.weight))
+    return LocalReplacementModel(
+        prompt, replacement.origin, transcoder, tuple(attention), tuple(mlp_norm),
+        freeze_norm(anatomy.final_norm, seen["final"][0][0], dtype),
+        unembedding.weight.detach().to(dtype), bias.detach().to(unembedding.weight.device, dtype),
+        seen["embedding"][1][0].to(dtype),
+        ActiveFeatures(
+            layer, position, feature, activation[layer, position, feature], pre_activation[layer, position, feature]
+        ),
+        error, constant, result.logits[0].to(dtype),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def linear_logits(local: LocalReplacementModel) -> Float[Tensor, "position vocab"]:
+    """Logits of the local replacement model, from its nodes and constants alone (law 1: they equal the model's)."""
+    features, transcoder = local.features, local.transcoder
+    mlp_output = local.error + local.constant
+    x = local.embedding
+    for layer in range(local.n_layers):
+        x = x + local.attention[layer].apply(x) + local.attention[layer].constant
+        here = (features.layer <= layer).nonzero()[:, 0]
+        writes = mlp_output[layer].clone()
+        for source in range(layer + 1):
+            rows = here[features.layer[here] == source]
+            decoder = transcoder.W_dec[source][features.feature[rows], layer - source].to(x.dtype)
+            writes.index_add_(0, features.position[rows], features.activation[rows, None] * decoder)
+        x = x + writes
+    return local.final_norm.apply(x) @ local.unembedding.T + local.unembedding_bias
+
+
+def _words(text: str, offsets: list[tuple[int, int]]) -> tuple[str, ...]:
+    """The word around each token's first visible character."""
+    spans = [(match.start(), match.end()) for match in WORD.finditer(text)]
+    words = []
+    for start, end in offsets:
+        start += len(text[start:end]) - len(text[start:end].lstrip())
+        words.append(next((text[a:b] for a, b in spans if a <= start < b), "") if end > start else "")
+    return tuple(words)
+
+
+def _model_revision(model: PreTrainedModel, folder: Path) -> str:
+    """The Hub commit, or for a local directory ten hexadecimal digits of its configuration and weight files."""
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit:
+        return commit
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            # The header holds every tensor's name, shape and place; sampled bytes tell weights of one shape apart.
+            digest.update(file.read(1 << 16))
+            file.seek(-min(1 << 16, path.stat().st_size), 2)
+            digest.update(file.read())
+    return digest.hexdigest()[:10]

@@ -1,0 +1,228 @@
+"""Rows of the attribution graph, top down; influence falls out of the rows, and says when to stop.
+
+No edge joins two features of one layer, and a row's shares are known once the row is complete. So the influence of a
+layer's features is final before their own rows are computed: the most influential are attributed until at most
+1 − coverage of the layer's influence is left out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tracer.errors import TraceError
+from tracer.replacement import LocalReplacementModel, linear_logits
+from tracer.targets import Targets
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Direct effects on the attributed targets; columns are active features | errors (layer-major) | tokens."""
+
+    target: Int[Tensor, " row"]
+    """Number among the active features, or n_active + k for the k-th explained target."""
+    effect: Float[Tensor, "row source"]
+    bias: Float[Tensor, " row"]
+    influence: Float[Tensor, " source"]
+    """Influence of every source on the explained targets, exact for the rows there are."""
+    coverage: float
+    """1 − the largest share of a layer's influence that was left out."""
+    skipped_influence: float
+    """Influence of the features left without rows: no node's influence is understated by more."""
+    conservation_error: float
+    """Largest |Σ row + bias − pre-activation| as a share of Σ |row| + |bias|."""
+    logits_error: float
+    """Largest difference between the linear model's logits and the model's, as a share of the largest logit."""
+
+
+def ignore(done: int, total: int) -> None:
+    """A progress callback that does nothing."""
+
+
+@torch.no_grad()
+def attribution_rows(
+    local: LocalReplacementModel,
+    targets: Targets,
+    *,
+    coverage: float = 0.99,
+    max_features: int | None = None,
+    batch_size: int = 256,
+    on_progress: Callable[[int, int], None] = ignore,
+) -> Rows:
+    """Direct effects of every source on the targets and on the features that matter ("Circuit Tracing", section 3)."""
+    features = local.features
+    sources = _Sources(local)
+    n_active = len(features.layer)
+    wide = torch.float64
+    influence = torch.zeros(sources.n_sources, dtype=wide, device=local.error.device)
+    wanted, effects, biases, values = [], [], [], []
+
+    def add(rows: Int[Tensor, " row"], effect: Tensor, bias: Tensor, value: Tensor, weight: Tensor) -> None:
+        nonlocal influence
+        size = effect.abs().to(wide)
+        share = size / size.sum(1, keepdim=True).clamp(min=torch.finfo(wide).tiny)
+        influence = influence + weight.to(wide) @ share
+        wanted.append(rows)
+        effects.append(effect)
+        biases.append(bias)
+        values.append(value)
+
+    effect, bias = _logit_rows(local, sources, targets)
+    numbers = n_active + torch.arange(len(targets.names), device=effect.device)
+    add(numbers, effect, bias, targets.value, targets.weight)
+    left = n_active if max_features is None else max_features
+    skipped, worst, done = 0.0, 0.0, 0
+    for layer in reversed(range(local.n_layers)):
+        here = (features.layer == layer).nonzero()[:, 0]
+        chosen = _most_influential(influence[here], coverage, left)
+        total = float(influence[here].sum())
+        missed = float(influence[here][~chosen].sum())
+        skipped += missed
+        worst = max(worst, missed / total if total else 0.0)
+        rows = here[chosen]
+        left -= len(rows)
+        rows = rows[features.position[rows].argsort(stable=True)]  # short cotangents together
+        for part in rows.split(batch_size):
+            effect, bias = _feature_rows(local, sources, layer, part)
+            add(part, effect, bias, features.pre_activation[part], influence[part])
+            done += len(part)
+            on_progress(done, n_active)
+    target, effect, bias = torch.cat(wanted), torch.cat(effects), torch.cat(biases)
+    rows = Rows(
+        target, effect, bias, influence, 1 - worst, skipped,
+        _conservation_error(effect, bias, torch.cat(values)), _logits_error(local),
+    )  # fmt: skip
+    _check(rows, local.error.dtype)
+    return rows
+
+
+class _Sources:
+    """What each layer's MLP output is made of, position by position, ready for matrix products.
+
+    Active features are renumbered by position, then layer: at a given layer those of one position that can write
+    there are one contiguous block of columns.
+    """
+
+    def __init__(self, local: LocalReplacementModel) -> None:
+        features, n_layers, n_positions = local.features, local.n_layers, local.n_positions
+        self.n_active = len(features.layer)
+        self.n_sources = self.n_active + n_layers * n_positions + n_positions
+        self.order = (features.position * n_layers + features.layer).argsort(stable=True)
+        position, layer = features.position[self.order], features.layer[self.order]
+        key = position * n_layers + layer
+        firsts = torch.arange(n_positions, device=key.device) * n_layers
+        start = torch.searchsorted(key, firsts)
+        ends = torch.searchsorted(key, firsts[:, None] + torch.arange(1, n_layers + 1, device=key.device))
+        self.start: list[int] = start.tolist()
+        self.end: list[list[int]] = ends.T.tolist()
+        """[layer][position]: end of the block of features of that position that may write to that layer."""
+        self.writes = [self._writes(local, to) for to in range(n_layers)]
+
+    def _writes(self, local: LocalReplacementModel, to: int) -> list[Tensor]:
+        """Per position the write vectors (activation × decoder row) into the MLP output of layer `to`."""
+        features = local.features
+        blocks = []
+        for start, end in zip(self.start, self.end[to], strict=True):
+            block = torch.empty(end - start, local.error.shape[-1], dtype=local.error.dtype, device=local.error.device)
+            numbers = self.order[start:end]
+            for source in range(to + 1):
+                rows = (features.layer[numbers] == source).nonzero()[:, 0]
+                chosen = features.feature[numbers[rows]]
+                block[rows] = local.transcoder.W_dec[source][chosen, to - source].to(block.dtype)
+            blocks.append(block * features.activation[numbers, None])
+        return blocks
+
+
+def _logit_rows(local: LocalReplacementModel, sources: _Sources, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Rows of the explained targets: they read the final norm at the last position."""
+    last = torch.full((len(targets.names),), local.n_positions - 1, device=local.error.device)
+    cotangent = torch.zeros(len(last), local.n_positions, local.error.shape[-1], dtype=local.error.dtype)
+    cotangent = cotangent.to(local.error.device)
+    cotangent[:, -1] = local.final_norm.apply_at(targets.direction, last)
+    effect, bias = _empty_rows(cotangent, sources)
+    _sweep(local, sources, local.n_layers, cotangent, effect, bias)
+    return _in_order(effect, sources), bias + targets.bias
+
+
+def _feature_rows(
+    local: LocalReplacementModel, sources: _Sources, layer: int, rows: Int[Tensor, " row"]
+) -> tuple[Tensor, Tensor]:
+    """Rows of some features of one layer, sorted by position."""
+    transcoder, features = local.transcoder, local.features
+    position, feature = features.position[rows], features.feature[rows]
+    read = transcoder.W_enc[layer][feature].to(local.error.dtype)
+    if transcoder.config.reads != "hook_resid_mid":
+        read = local.mlp_norm[layer].apply_at(read, position)
+    n = int(position.max()) + 1
+    cotangent = local.attention[layer].transpose_at(read, position, n)
+    cotangent[torch.arange(len(rows)), position] += read
+    effect, bias = _empty_rows(cotangent, sources)
+    bias += read @ local.attention[layer].constant + transcoder.b_enc[layer][feature].to(bias.dtype)
+    _sweep(local, sources, layer, cotangent, effect, bias)
+    return _in_order(effect, sources), bias
+
+
+def _sweep(
+    local: LocalReplacementModel, sources: _Sources, top: int, cotangent: Tensor, effect: Tensor, bias: Tensor
+) -> None:
+    """Carry cotangents from the input of layer `top` down to the embeddings and read them at every source."""
+    n = cotangent.shape[1]
+    n_positions = local.n_positions
+    for layer in reversed(range(top)):
+        for position in range(n):
+            start, end = sources.start[position], sources.end[layer][position]
+            effect[:, start:end].addmm_(cotangent[:, position], sources.writes[layer][position].T)
+        column = sources.n_active + layer * n_positions
+        effect[:, column : column + n] = torch.einsum("bpd,pd->bp", cotangent, local.error[layer, :n])
+        bias += torch.einsum("bpd,pd->b", cotangent, local.constant[layer, :n])
+        bias += cotangent.sum(1) @ local.attention[layer].constant
+        cotangent = cotangent + local.attention[layer].transpose(cotangent)
+    column = sources.n_active + local.n_layers * n_positions
+    effect[:, column : column + n] = torch.einsum("bpd,pd->bp", cotangent, local.embedding[:n])
+
+
+def _empty_rows(cotangent: Tensor, sources: _Sources) -> tuple[Tensor, Tensor]:
+    return cotangent.new_zeros(len(cotangent), sources.n_sources), cotangent.new_zeros(len(cotangent))
+
+
+def _in_order(effect: Tensor, sources: _Sources) -> Tensor:
+    """Columns back to the order of the active features."""
+    result = effect.clone()
+    result[:, sources.order] = effect[:, : sources.n_active]
+    return result
+
+
+def _most_influential(influence: Float[Tensor, " feature"], coverage: float, limit: int) -> Bool[Tensor, " feature"]:
+    """The fewest features that leave at most 1 − coverage of the influence out, and no more than `limit`."""
+    chosen = torch.zeros(len(influence), dtype=torch.bool, device=influence.device)
+    order = influence.argsort(descending=True, stable=True)
+    if coverage >= 1:
+        n = len(order)
+    else:
+        held = influence[order].cumsum(0)
+        n = int((held < coverage * held[-1]).sum()) + 1 if len(order) and held[-1] > 0 else 0
+    chosen[order[: max(0, min(n, limit))]] = True
+    return chosen
+
+
+def _conservation_error(effect: Tensor, bias: Tensor, value: Tensor) -> float:
+    wide = effect.double()
+    size = wide.abs().sum(1) + bias.abs()
+    return float(((wide.sum(1) + bias - value).abs() / size.clamp(min=1e-30)).max())
+
+
+def _logits_error(local: LocalReplacementModel) -> float:
+    return float((linear_logits(local) - local.logits).abs().max() / local.logits.abs().max().clamp(min=1e-30))
+
+
+def _check(rows: Rows, dtype: torch.dtype) -> None:
+    """Laws 1 and 2, on every trace."""
+    allowed = 1e-9 if dtype == torch.float64 else 1e-3
+    for law, error in (("logits", rows.logits_error), ("conservation", rows.conservation_error)):
+        if not error <= allowed:  # also when it is NaN
+            raise TraceError(
+                f"the {law} check failed: relative error {error:.1e}, at most {allowed:.0e} allowed; the graph would be "
+                "wrong. Check the model and transcoder weights for NaN, or use dtype float32 or float64."
+            )
