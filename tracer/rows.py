@@ -219,7 +219,7 @@ def _logits_error(local: LocalReplacementModel) -> float:
 
 def _check(rows: Rows, dtype: torch.dtype) -> None:
     """Laws 1 and 2, on every trace."""
-    allowed = 1e-9 if dtype == torch.float64 else 1e-3
+    allowed = 1e-5 if dtype == torch.float64 else 1e-3  # Transformers computes norms in float32 at best
     for law, error in (("logits", rows.logits_error), ("conservation", rows.conservation_error)):
         if not error <= allowed:  # also when it is NaN
             raise TraceError(

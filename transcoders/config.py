@@ -44,12 +44,12 @@ class TrainConfig:
     batch_size: int = 320
     """Sequences per step."""
     learning_rate: float = 2e-3
-    threshold_from: float = 0.6
-    """After this share of the steps the k largest give way to a fixed threshold per feature (JumpReLU)."""
     error_floor: float = 0.02
     """Added to each token's squared norm, as a share of the layer's mean, before the error is divided by it."""
     dead_after: int = 60
     """A feature that did not fire for this many steps counts as dead and is pulled back."""
     dead_weight: float = 0.03
     """Weight of the error that dead features are asked to explain."""
+    dead_tokens: int = 4
+    """Dead features are trained on every so many tokens: they are rarely worth the full cost."""
     seed: int = 0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy import ndarray
 from scipy.sparse import csr_array
 
@@ -89,7 +89,6 @@ def situations_of(tags: list[list[tuple[str, str]]]) -> Situations:
             columns.append(index.setdefault(tag, len(index)))
     holds = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(tags), len(index)))
     return Situations(tuple(name for _, name in index), tuple(kind for kind, _ in index), holds)
-
 
 
 def _f1(precision: float, recall: float) -> float:

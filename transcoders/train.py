@@ -1,11 +1,6 @@
-"""Train a cross-layer transcoder on the MLP inputs and outputs of a language model.
-
-First the k largest features of each layer and token fire (TopK), which fixes how many do; then each feature gets the
-threshold at which it would fire as often, and the same weights go on as JumpReLU.
-"""
+"""Train a cross-layer transcoder on the MLP inputs and outputs of a language model."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,19 +28,19 @@ def train(
     *,
     on_step: Callable[[int, float, CrossLayerTranscoder], None] = ignore,
 ) -> CrossLayerTranscoder:
-    """Train on a stream of token batches; `shape` has activation "topk", the result is a JumpReLU transcoder."""
+    """Train on a stream of token batches: relative error, k features per layer and token, dead ones pulled back.
+
+    The features of `shape` must be "topk": nothing else in the loss keeps their number down.
+    """
     transcoder = CrossLayerTranscoder(shape)
     transcoder.initialise(torch.Generator().manual_seed(config.seed))
     optimizer = torch.optim.Adam(transcoder.parameters(), lr=config.learning_rate, betas=(0.9, 0.98))
     silent = torch.zeros(shape.n_layers, shape.n_features, dtype=torch.int64)
-    switch = round(config.threshold_from * config.steps)
     for step, (ids, keep) in zip(range(1, config.steps + 1), tokens, strict=False):
         inputs, outputs = mlp_activations(model, ids, keep, shape.reads)
         if step == 1:
             with torch.no_grad():
                 transcoder.b_dec.copy_(outputs.mean(1))
-        if step == switch:
-            transcoder = _with_thresholds(transcoder, inputs)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(step, config.steps)
         error, fired = _learn(transcoder, inputs, outputs, silent >= config.dead_after, config)
@@ -77,24 +72,10 @@ def _learn(
     loss = error
     if dead.any():
         # Dead features are asked to explain what the living leave (as AuxK, with every dead feature).
-        revived = (pre_activation.relu() * dead[:, None]) / dead.sum(1).clamp(min=1)[:, None, None].sqrt()
-        rest = (outputs - reconstruction).detach()
-        loss = loss + config.dead_weight * relative_error(
-            transcoder.decode(revived) - transcoder.b_dec[:, None], rest, config.error_floor
-        ).mean()
+        some = slice(None, None, config.dead_tokens)
+        crowd = dead.sum(1).clamp(min=1)[:, None, None].sqrt()
+        revived = transcoder.decode(pre_activation[:, some].relu() * dead[:, None] / crowd) - transcoder.b_dec[:, None]
+        rest = (outputs - reconstruction).detach()[:, some]
+        loss = loss + config.dead_weight * relative_error(revived, rest, config.error_floor).mean()
     loss.backward()
     return float(error.detach()), (activations > 0).any(1)
-
-
-def _with_thresholds(
-    transcoder: CrossLayerTranscoder, inputs: Float[Tensor, "layer token d_model"]
-) -> CrossLayerTranscoder:
-    """The same weights as JumpReLU: each layer's threshold lets the same number of features through on average."""
-    with torch.no_grad():
-        pre_activation = transcoder.pre_activations(inputs)
-        allowed = transcoder.config.k * inputs.shape[1]
-        for layer, values in enumerate(pre_activation):
-            level = values.flatten().topk(allowed + 1).values[-1]
-            transcoder.threshold[layer] = level.clamp(min=0)
-    transcoder.config = replace(transcoder.config, activation="jumprelu", k=0)
-    return transcoder

@@ -72,7 +72,7 @@ def train_language_model(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     for step in range(1, config.steps + 1):
         loss = torch.tensor(0.0)
-        batches = _sample(families, len(tokenizer), random)
+        batches = sample_batches(families, len(tokenizer), random)
         answers = sum(int(batch.predicts.sum()) for batch in batches)
         for batch in batches:
             part = _answer_loss(model, batch) / answers
@@ -92,7 +92,7 @@ def learning_rate_factor(step: int, config: LanguageModelConfig) -> float:
     return warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
-def _sample(families: dict[str, Batch], vocabulary_size: int, random: np.random.Generator) -> list[Batch]:
+def sample_batches(families: dict[str, Batch], vocabulary_size: int, random: np.random.Generator) -> list[Batch]:
     """One training batch as two batches of like lengths, so that little of the work is padding."""
     rows = []
     for family, share in SHARES.items():
