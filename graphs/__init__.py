@@ -12,14 +12,18 @@ from graphs.influence import (
 )
 from graphs.paths import Path, path_length_distribution, strongest_paths
 from graphs.pruning import keep_largest, prune
+from graphs.store import DamagedGraph, GraphStore, StoredGraph
 
 __all__ = [
     "AttributionGraph",
+    "DamagedGraph",
     "GraphError",
     "GraphInfo",
+    "GraphStore",
     "NodeKind",
     "Path",
     "Scores",
+    "StoredGraph",
     "completeness_counting_leaves",
     "cumulative_share",
     "edge_influence",

@@ -1,6 +1,7 @@
 """Graphs as Arrow tables and back; NULL in a table is -1, NaN or "" in a graph."""
 
-from datetime import UTC, datetime
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,24 +20,20 @@ _KIND_NAMES = np.array([kind.text for kind in NodeKind], dtype=object)
 
 def info_to_table(graph: AttributionGraph, graph_id: str) -> pa.Table:
     """The graph's row of table `graphs`."""
-    return _graph_row(graph.info, graph_id, graph.n_nodes, graph.n_edges)
-
-
-def _graph_row(info: GraphInfo, graph_id: str, n_nodes: int, n_edges: int) -> pa.Table:
     schema = tables()["graphs"]
-    derived = {"graph_id": graph_id, "schema_version": SCHEMA_VERSION, "n_nodes": n_nodes, "n_edges": n_edges}
-    row = {name: derived[name] if name in derived else getattr(info, name) for name in schema.names}
-    return _encoded([row], schema)
+    row = {"graph_id": graph_id, "schema_version": SCHEMA_VERSION, "n_nodes": graph.n_nodes, "n_edges": graph.n_edges}
+    row = {name: row[name] if name in row else getattr(graph.info, name) for name in schema.names}
+    try:
+        return pa.Table.from_pylist([row], schema=schema)
+    except (ValueError, OverflowError) as error:  # Arrow's own errors and lone surrogates are ValueErrors
+        raise GraphError(f"what is known about the graph cannot be stored: {' '.join(str(error).split())}") from error
 
 
-def info_from_row(row: dict) -> GraphInfo:
+def info_from_row(row: dict[str, Any]) -> GraphInfo:
     """What the row of table `graphs` says about the graph."""
-    created_at = row["created_at"]
-    assert isinstance(created_at, datetime)
-    texts = {name: tuple(row[name]) for name in ("tokens", "token_ids", "words")}
-    names = [name for name in GraphInfo.__dataclass_fields__ if name not in texts]
-    values = {name: row[name] for name in names} | {"created_at": created_at.astimezone(UTC)}
-    return GraphInfo(**values, **texts)
+    values: dict[str, Any] = {field.name: row[field.name] for field in fields(GraphInfo)}
+    values |= {name: tuple(row[name]) for name in ("tokens", "token_ids", "words")}
+    return GraphInfo(**values)
 
 
 def nodes_to_table(graph: AttributionGraph, graph_id: str) -> pa.Table:
@@ -67,13 +64,6 @@ def graph_from_tables(info: GraphInfo, nodes: pa.Table, edges: pa.Table) -> Attr
     return AttributionGraph(info=info, **columns)
 
 
-def _encoded(rows: list[dict], schema: pa.Schema) -> pa.Table:
-    try:
-        return pa.Table.from_pylist(rows, schema=schema)
-    except (UnicodeEncodeError, pa.ArrowException, OverflowError) as error:
-        raise GraphError(f"what is known about the graph cannot be stored: {' '.join(str(error).split())}") from error
-
-
 def _to_arrow(name: str, values: ndarray, kind: pa.DataType) -> pa.Array:
     if name == "kind":
         return pa.array(_KIND_NAMES[values], kind)
@@ -89,8 +79,8 @@ def _to_arrow(name: str, values: ndarray, kind: pa.DataType) -> pa.Array:
 
 def _from_arrow(name: str, column: pa.ChunkedArray) -> ndarray:
     if name == "kind":
-        names = pa.array(_KIND_NAMES)
-        return pc.index_in(column, value_set=names).to_numpy().astype(np.uint8)
+        kind = pc.call_function("index_in", [column], pc.SetLookupOptions(value_set=pa.array(_KIND_NAMES)))
+        return pc.fill_null(kind, 255).to_numpy().astype(np.uint8)  # of a name that is no kind
     if name in _NULLABLE_NUMBERS:
         column = pc.fill_null(column, -1)
     elif pa.types.is_floating(column.type):

@@ -12,6 +12,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
+from pyarrow.fs import LocalFileSystem
 
 from graphs.errors import GraphError
 from graphs.schema import description, macro_description, macros, tables
@@ -19,7 +20,7 @@ from graphs.schema import description, macro_description, macros, tables
 MEMORY_LIMIT = "4GB"
 
 # python_enable_replacements: a table name must never mean a variable of this process
-_CONFIG = {
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "memory_limit": MEMORY_LIMIT,
     "temp_directory": "",
     "autoinstall_known_extensions": "false",
@@ -86,7 +87,7 @@ def _dataset(schema: pa.Schema, files: Sequence[tuple[Path, str]]) -> ds.Dataset
         [str(path) for path, _ in files],
         schema=schema.remove_metadata(),
         format=ds.ParquetFileFormat(),
-        filesystem=pa.fs.LocalFileSystem(),
+        filesystem=LocalFileSystem(),
         partitions=[first == value for _, value in files],
     )
 

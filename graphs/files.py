@@ -94,4 +94,6 @@ def file_errors_as_graph_errors(what: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         place = f" ({error.filename})" if error.filename else ""
-        raise GraphError(f"cannot {what}: {reason}{place}; make room or allow access, or use another folder.") from error
+        raise GraphError(
+            f"cannot {what}: {reason}{place}; make room or allow access, or use another folder."
+        ) from error

@@ -61,7 +61,9 @@ _GRAPHS = _table(
     _column("pruned_completeness_score", pa.float64(), "The same with removed features counted as errors.", "share"),
     _column("coverage", pa.float64(), "Influence that attribution had followed when it stopped.", "share"),
     _column("skipped_influence", pa.float64(), "Influence that ends at features without a row of edges.", "share"),
-    _column("logits_error", pa.float64(), "Largest difference of the replaced model's logits from the model's.", "logits"),
+    _column(
+        "logits_error", pa.float64(), "Largest difference of the replaced model's logits from the model's.", "logits"
+    ),
     _column(
         "conservation_error",
         pa.float64(),
@@ -78,7 +80,9 @@ _NODES = _table(
     _GRAPH_ID,
     _column("node", pa.int32(), "Number within the graph; edges run from lower to higher numbers."),
     _column("kind", pa.string(), "'token', 'feature', 'error' or 'logit'."),
-    _column("layer", pa.int32(), "Layer that a feature reads; -1 for tokens, n_layers of the graph for logits.", "layer"),
+    _column(
+        "layer", pa.int32(), "Layer that a feature reads; -1 for tokens, n_layers of the graph for logits.", "layer"
+    ),
     _column("position", pa.int32(), "Place in the prompt, from 0.", "tokens"),
     _column("feature", pa.int32(), "Number of the feature within its layer; NULL for other kinds."),
     _column("token_id", pa.int32(), "Number in the vocabulary of a token or logit; NULL for other kinds."),
@@ -99,7 +103,9 @@ _NODES = _table(
         "Share of all influence held by nodes at least as influential: small means important.",
         "share",
     ),
-    _column("probability", pa.float64(), "The model's probability of a logit's token; NULL for other kinds.", "probability"),
+    _column(
+        "probability", pa.float64(), "The model's probability of a logit's token; NULL for other kinds.", "probability"
+    ),
     _column("label", pa.string(), "What the node is about, in words; NULL if nobody said."),
 )
 
@@ -124,7 +130,9 @@ _FEATURES = _table(
     _column("histogram", pa.list_(pa.int64()), "Activations in 20 equal bins of (0, max_activation].", "tokens"),
     _column("label", pa.string(), "What the feature is about, in words."),
     _column("label_source", pa.string(), "Where the label comes from: 'fires on', 'promotes', 'user', …"),
-    _column("label_precision", pa.float64(), "Of the tokens on which it fires, those that the label describes.", "share"),
+    _column(
+        "label_precision", pa.float64(), "Of the tokens on which it fires, those that the label describes.", "share"
+    ),
     _column("label_recall", pa.float64(), "Of the tokens that the label describes, those on which it fires.", "share"),
 )
 

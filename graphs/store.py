@@ -1,19 +1,19 @@
 """A folder of graphs as Parquet files. A save is atomic: a reader sees a graph whole or not at all.
 
-    store.json
-    graphs/<graph_id>/graph.parquet          one row; putting it in place is the commit
-    graphs/<graph_id>/nodes-<nonce>.parquet  the nonce is in the metadata of graph.parquet
-    graphs/<graph_id>/edges-<nonce>.parquet
-    features/<name>.parquet                  one file per transcoder
+store.json             the version of the format
+graphs/<graph_id>/     one graph, see `graphs.folder`
+features/<name>.parquet  what is known about the features of one transcoder
 """
 
 import builtins
 import difflib
 import hashlib
 import json
+import os
 import re
+import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,29 +23,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from graphs import database
-from graphs.columns import edges_to_table, graph_from_tables, info_from_row, info_to_table, nodes_to_table
+from graphs.columns import info_from_row
 from graphs.errors import GraphError
-from graphs.files import (
-    file_errors_as_graph_errors,
-    is_temporary,
-    locked_folder,
-    new_nonce,
-    sync_folder,
-    temporary_path,
-    write_atomically,
-    write_durably,
-)
+from graphs.files import file_errors_as_graph_errors, is_temporary, locked_folder, write_atomically
+from graphs.folder import DAMAGE, HEAD, check_graph, read_graph, write_graph
 from graphs.graph import AttributionGraph, GraphInfo
 from graphs.schema import SCHEMA_VERSION, tables
 
 FORMAT = "clt-tracer store"
 
-_NONCE = b"nonce"
+_DESCRIPTION = "store.json"
 _TRANSCODER = b"transcoder"
-_GRAPH_FILE = "graph.parquet"
 _ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-_UNREADABLE = (pa.ArrowException, OSError)
-_ATTEMPTS = 50  # of a reader whose graph is replaced under its hands
+_SLUG_LENGTH = 40
+_ATTEMPTS = 50  # of a query whose graphs are replaced under its hands
 
 
 @dataclass(frozen=True)
@@ -79,39 +70,38 @@ class GraphStore:
         with file_errors_as_graph_errors(f"save graph {graph_id} to {self.folder}"):
             _create(self.folder)
             with locked_folder(self._path(graph_id)):
-                _write_graph(self._path(graph_id), graph, graph_id)
+                write_graph(self._path(graph_id), graph, graph_id)
         return graph_id
 
     def load(self, graph_id: str) -> AttributionGraph:
         """The graph that was saved under this id. Raises `GraphError` if there is none or its files are damaged."""
         folder = self._existing(graph_id)
-        for _ in range(_ATTEMPTS):
-            nonce = None
-            try:
-                nonce = _nonce(folder / _GRAPH_FILE)
-                return _read_graph(folder)
-            except (*_UNREADABLE, KeyError) as error:
-                reason = error
-            with suppress(*_UNREADABLE):
-                if _nonce(folder / _GRAPH_FILE) != nonce:
-                    continue  # replaced while we read
-            break
-        raise GraphError(f"graph {graph_id} is damaged: {_one_line(reason)}; trace it again or delete it.")
+        try:
+            return read_graph(folder)
+        except DAMAGE as error:
+            raise GraphError(
+                f"graph {graph_id} is damaged: {_one_line(error)}; trace it again or delete it."
+            ) from error
 
     def list(self) -> "builtins.list[StoredGraph]":
         """All graphs that are whole, newest first."""
         found = []
         for folder in self._folders():
-            with suppress(*_UNREADABLE):
-                if _damage(folder) is None:
-                    row = _read(folder / _GRAPH_FILE, "graphs").to_pylist()[0]
-                    found.append(StoredGraph(folder.name, info_from_row(row), row["n_nodes"], row["n_edges"]))
+            with suppress(*DAMAGE):
+                row = check_graph(folder).row
+                found.append(StoredGraph(folder.name, info_from_row(row), row["n_nodes"], row["n_edges"]))
         return sorted(found, key=lambda stored: (stored.info.created_at, stored.graph_id), reverse=True)
 
     def damaged(self) -> "builtins.list[DamagedGraph]":
         """The graphs that lists and queries leave out, and why."""
-        found = ((folder, _damage(folder)) for folder in self._folders())
-        return [DamagedGraph(folder.name, reason) for folder, reason in found if reason is not None]
+        found = []
+        for folder in self._folders():
+            try:
+                check_graph(folder)
+            except DAMAGE as error:
+                if (folder / HEAD).exists():  # or else it was deleted just now
+                    found.append(DamagedGraph(folder.name, _one_line(error)))
+        return found
 
     def resolve(self, text: str) -> str:
         """The id that the text is, or is the only one to begin with. Raises `GraphError` that names the closest."""
@@ -119,42 +109,38 @@ class GraphStore:
         if text in known:
             return text
         matches = [graph_id for graph_id in known if text and graph_id.startswith(text)]
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
+        if len(matches) > 1:
             raise GraphError(f"{_shown(text)} could be {_some(matches)}; give more of the id.")
-        close = difflib.get_close_matches(text, known, n=3, cutoff=0.3)
-        hint = f"the closest are {_some(close)}" if close else f"the store {self.folder} has {len(known)} graphs"
-        raise GraphError(f"there is no graph {_shown(text)}; {hint}.")
+        if not matches:
+            raise self._unknown(text)
+        return matches[0]
 
     def delete(self, graph_id: str) -> None:
         """Remove the graph and all that belongs to it."""
         folder = self._existing(graph_id)
         with file_errors_as_graph_errors(f"delete graph {graph_id} from {self.folder}"), locked_folder(folder):
-            (folder / _GRAPH_FILE).unlink(missing_ok=True)  # first, so that what is left is no graph
-            for path in folder.iterdir():
-                path.unlink()
-            folder.rmdir()
+            (folder / HEAD).unlink(missing_ok=True)  # first, so that what is left is no graph
+            shutil.rmtree(folder)
 
     def save_features(self, table: pa.Table, transcoder: str) -> None:
-        """Put the inventory of a transcoder's features into the store, in place of an older one."""
+        """Put what is known about a transcoder's features into the store, in place of what was known before."""
         schema = tables()["features"]
         try:
             rows = table.select(schema.names).cast(schema)
-        except (KeyError, ValueError, pa.ArrowException) as error:
+        except (KeyError, ValueError) as error:  # Arrow's own errors are of these kinds
             raise GraphError(f"the features do not fit table features: {_one_line(error)}.") from error
-        named = set(rows["transcoder"].unique().to_pylist())
-        if not named <= {transcoder}:
-            raise GraphError(f"features of {_some(sorted(map(str, named)))} were given for {transcoder}; save each apart.")
-        path = self._features_path(transcoder)
+        named = sorted({str(name) for name in rows["transcoder"].unique().to_pylist()} - {transcoder})
+        if named:
+            raise GraphError(f"features of {_some(named)} were given as those of {transcoder}; save each on its own.")
         rows = rows.replace_schema_metadata({_TRANSCODER: transcoder})
+        path = self._features_path(transcoder)
         with file_errors_as_graph_errors(f"save features to {self.folder}"):
             _create(self.folder)
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, partial(pq.write_table, rows, compression="zstd"))
 
     def has_features(self, transcoder: str) -> bool:
-        """Whether the store has the inventory of this transcoder's features."""
+        """Whether the store knows the features of this transcoder."""
         return self._features_path(transcoder).is_file()
 
     def sql(self, query: str, /, **parameters: object) -> pa.Table:
@@ -163,53 +149,143 @@ class GraphStore:
         Damaged graphs are left out. Raises `GraphError` with DuckDB's message.
         """
         for _ in range(_ATTEMPTS):
-            files = self._files()
-            before = _versions(files)
+            versions = self._versions()
             try:
-                answer = database.query(files, query, parameters)
+                answer = database.query(_files(versions), query, parameters)
             except GraphError:
-                if _versions(files) == before:
+                if all(_version(path) == version for path, version in versions.items()):
                     raise
                 continue
-            if _versions(files) == before:  # or else rows of two versions of a graph may be mixed
+            # or else rows of two versions of a graph may be mixed in the answer
+            if all(_version(path) == version for path, version in versions.items()):
                 return answer
-        raise GraphError(f"graphs in {self.folder} were replaced faster than they could be read; ask again.")
+        raise GraphError(f"graphs in {self.folder} are replaced faster than they can be read; ask again later.")
 
     def _path(self, graph_id: str) -> Path:
         if not _ID.fullmatch(graph_id):
             raise GraphError(
-                f"{_shown(graph_id)} is no graph id; ids are up to 64 of a-z, 0-9, '_', '.' and '-', and begin with a "
-                "letter or digit."
+                f"{_shown(graph_id)} is no graph id; an id has up to 64 of a-z, 0-9, '_', '.' and '-', and begins with "
+                "a letter or digit."
             )
         return self.folder / "graphs" / graph_id
 
     def _existing(self, graph_id: str) -> Path:
         folder = self._path(graph_id)
-        if not (folder / _GRAPH_FILE).exists():
-            self.resolve(graph_id + "\0")  # never found; raises with the closest ids
+        if not (folder / HEAD).exists():
+            raise self._unknown(graph_id)
         return folder
+
+    def _unknown(self, text: str) -> GraphError:
+        known = [folder.name for folder in self._folders()]
+        close = difflib.get_close_matches(text, known, n=3, cutoff=0.3)
+        hint = f"the closest are {_some(close)}" if close else f"{self.folder} has {len(known)} graphs, list them"
+        return GraphError(f"there is no graph {_shown(text)}; {hint}.")
 
     def _folders(self) -> Iterator[Path]:
         parent = self.folder / "graphs"
         if parent.is_dir():
             for folder in sorted(parent.iterdir()):
-                if _ID.fullmatch(folder.name) and (folder / _GRAPH_FILE).exists():
+                if _ID.fullmatch(folder.name) and (folder / HEAD).exists():
                     yield folder
 
     def _features_path(self, transcoder: str) -> Path:
-        return self.folder / "features" / f"{_slug(transcoder, 'transcoder')}-{_digest([transcoder])}.parquet"
+        return self.folder / "features" / f"{_slug(transcoder) or 'transcoder'}-{_digest([transcoder])}.parquet"
 
-    def _files(self) -> dict[str, "builtins.list[tuple[Path, str]]"]:
-        """The files of every table, each with the value of its first column."""
-        files: dict[str, builtins.list[tuple[Path, str]]] = {name: [] for name in tables()}
-        for folder in self._folders():
-            with suppress(*_UNREADABLE):
-                if _damage(folder) is None:
-                    nonce = _nonce(folder / _GRAPH_FILE)
-                    files["graphs"].append((folder / _GRAPH_FILE, folder.name))
-                    files["nodes"].append((folder / f"nodes-{nonce}.parquet", folder.name))
-                    files["edges"].append((folder / f"edges-{nonce}.parquet", folder.name))
-        for path in sorted((self.folder / "features").glob("[!.]*.parquet")):
-            with suppress(*_UNREADABLE, KeyError):
-                files["features"].append((path, pq.read_metadata(path).metadata[_TRANSCODER].decode()))
-        return files
+    def _versions(self) -> dict[Path, tuple[int, int] | None]:
+        features = sorted((self.folder / "features").glob("[!.]*.parquet"))
+        return {path: _version(path) for path in (*(folder / HEAD for folder in self._folders()), *features)}
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Changes when another file takes the path's place."""
+    with suppress(FileNotFoundError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
+
+
+def _files(paths: Iterable[Path]) -> dict[str, list[tuple[Path, str]]]:
+    """The files of every table, each with the value of the table's first column; damaged ones left out."""
+    files: dict[str, list[tuple[Path, str]]] = {name: [] for name in tables()}
+    for path in paths:
+        with suppress(*DAMAGE):
+            if path.name == HEAD:
+                head = check_graph(path.parent)
+                for name, part in (("graphs", path), ("nodes", head.nodes), ("edges", head.edges)):
+                    files[name].append((part, path.parent.name))
+            else:
+                transcoder = (pq.read_metadata(path).metadata or {}).get(_TRANSCODER, b"")
+                files["features"].append((path, transcoder.decode()))
+    return files
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise GraphError(f"{folder} is a file, not a folder of graphs; give another path.")
+    with file_errors_as_graph_errors(f"read {folder}"):
+        entries = [path for path in folder.iterdir() if not is_temporary(path)]
+    # store.json is written before anything else
+    if entries and not (folder / _DESCRIPTION).exists():
+        raise GraphError(f"{folder} belongs to something else: it has no {_DESCRIPTION}; give a new or empty folder.")
+    if entries:
+        _check_description(folder / _DESCRIPTION)
+
+
+def _check_description(path: Path) -> None:
+    try:
+        description = json.loads(path.read_text("utf-8"))
+        written_as, version = description["format"], int(description["schema_version"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GraphError(f"{path} is unreadable ({_one_line(error)}); restore it, or give another folder.") from error
+    if written_as != FORMAT:
+        raise GraphError(f"{path.parent} belongs to something else: its format is {_shown(str(written_as))}.")
+    if version > SCHEMA_VERSION:
+        raise GraphError(
+            f"{path.parent} has schema version {version}, and this program knows versions up to {SCHEMA_VERSION}; "
+            "upgrade the program."
+        )
+
+
+def _create(folder: Path) -> None:
+    _check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / _DESCRIPTION).exists():
+        content = json.dumps({"format": FORMAT, "schema_version": SCHEMA_VERSION})
+        write_atomically(folder / _DESCRIPTION, partial(Path.write_text, data=content + os.linesep, encoding="utf-8"))
+
+
+def _graph_id(info: GraphInfo) -> str:
+    """A readable name, and a digest of what was asked: the same question has the same id."""
+    text = info.prompt
+    for token, word in zip(info.tokens, info.words, strict=True):
+        if not word and token.strip():  # a special token
+            text = text.replace(token, " ")
+    asked = [info.token_ids, info.model, info.model_revision, info.transcoder, info.transcoder_revision, info.config]
+    return f"{_slug(text) or 'graph'}-{_digest(asked)}"
+
+
+def _slug(text: str) -> str:
+    """The text's words in lower-case ASCII, joined by '-', as many as fit; "" if there are none."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    slug = "-".join(re.findall("[a-z0-9]+", plain))
+    if len(slug) <= _SLUG_LENGTH:
+        return slug
+    return slug[: slug.rfind("-", 0, _SLUG_LENGTH + 1)] if "-" in slug[:_SLUG_LENGTH] else slug[:_SLUG_LENGTH]
+
+
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _shown(text: str) -> str:
+    return repr(text[:80])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_a_threshold_of_one_keeps_every_score_above_zero():
 def test_more_nodes_stay_at_a_higher_threshold(random_graph):
     influence = np.random.default_rng(0).pareto(1.0, size=300)
     kept = [keep_largest(influence, threshold) for threshold in np.linspace(0.05, 1.0, 20)]
-    for fewer, more in zip(kept, kept[1:], strict=False):
+    for fewer, more in pairwise(kept):
         assert np.all(more | ~fewer)
 
 

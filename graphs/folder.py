@@ -1,0 +1,146 @@
+"""The folder of one graph: written so that it is there whole or not at all, and read while others replace it.
+
+graph.parquet          one row; putting it in place is the commit
+nodes-<nonce>.parquet  the nonce is in the metadata of graph.parquet, so a replaced version is never mixed in
+edges-<nonce>.parquet
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from graphs.columns import edges_to_table, graph_from_tables, info_from_row, info_to_table, nodes_to_table
+from graphs.errors import GraphError
+from graphs.files import new_nonce, sync_folder, temporary_path, write_durably
+from graphs.graph import AttributionGraph
+from graphs.schema import tables
+
+HEAD = "graph.parquet"
+
+DAMAGE = (GraphError, pa.ArrowException, OSError)
+"""What reading a folder with broken, missing or foreign files may raise."""
+
+_NONCE = b"nonce"
+_ATTEMPTS = 50  # of a reader whose graph is replaced under its hands
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The graph's row of table `graphs`, and the files that belong to it."""
+
+    row: dict[str, Any]
+    nodes: Path
+    edges: Path
+
+
+def write_graph(folder: Path, graph: AttributionGraph, graph_id: str) -> None:
+    """Put the graph into the folder in place of an older version; only one process may do so at a time."""
+    nonce = new_nonce()
+    head = info_to_table(graph, graph_id).replace_schema_metadata({_NONCE: nonce})
+    tables_of_graph = (nodes_to_table(graph, graph_id), edges_to_table(graph, graph_id), head)
+    paths = (*_data_files(folder, nonce), temporary_path(folder / HEAD, nonce))
+    try:
+        for path, table in zip(paths, tables_of_graph, strict=True):
+            write_durably(path, partial(_write, table))
+        sync_folder(folder)
+        paths[-1].replace(folder / HEAD)
+    except BaseException:
+        if not _is_committed(folder, nonce):
+            _remove(folder, set(paths))
+        raise
+    sync_folder(folder)
+    # the version that was replaced, and what killed saves left behind
+    _remove(folder, set(folder.iterdir()) - {folder / HEAD, *paths})
+
+
+def read_graph(folder: Path) -> AttributionGraph:
+    """The graph in the folder. Raises one of `DAMAGE`."""
+    return steadily(folder, _read_data)
+
+
+def check_graph(folder: Path) -> Head:
+    """The graph's head, if the footers of all three files are readable. Raises one of `DAMAGE`."""
+    return steadily(folder, _check_footers)
+
+
+def steadily(folder: Path, read: Callable[[Head], _Result]) -> _Result:
+    """What `read` makes of the graph's head; done again if the graph was replaced meanwhile."""
+    head = _read_head(folder)
+    for _ in range(_ATTEMPTS):
+        try:
+            return read(head)
+        except DAMAGE:
+            before, head = head, _read_head(folder)
+            if head.nodes == before.nodes:
+                raise
+    raise GraphError("it is replaced faster than it can be read")
+
+
+def _data_files(folder: Path, nonce: str) -> tuple[Path, Path]:
+    return folder / f"nodes-{nonce}.parquet", folder / f"edges-{nonce}.parquet"
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+    if "weight" in table.column_names:
+        # bytes of equal rank together: single precision stored as double takes hardly more room
+        options |= {"use_dictionary": ["graph_id"], "column_encoding": {"weight": "BYTE_STREAM_SPLIT"}}
+    pq.write_table(table, path, **options)
+
+
+def _is_committed(folder: Path, nonce: str) -> bool:
+    with suppress(*DAMAGE):
+        return _read_head(folder).nodes == _data_files(folder, nonce)[0]
+    return False
+
+
+def _remove(folder: Path, paths: set[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()  # of a first save that failed; succeeds only if nothing is left
+
+
+def _read_head(folder: Path) -> Head:
+    # one open file, so that row and nonce are of one version
+    with pq.ParquetFile(folder / HEAD, page_checksum_verification=True) as file:
+        table, metadata = file.read(), file.metadata.metadata or {}
+    nonce = metadata.get(_NONCE, b"").decode("ascii", "replace")
+    if not (nonce.isalnum() and table.num_rows == 1):
+        raise GraphError(f"{HEAD} has {table.num_rows} rows and nonce {nonce!r}")
+    _check_columns(table.schema, "graphs", HEAD)
+    [row] = table.to_pylist()
+    if row["graph_id"] != folder.name:
+        raise GraphError(f"{HEAD} holds graph {row['graph_id']}")
+    return Head(row, *_data_files(folder, nonce))
+
+
+def _read_data(head: Head) -> AttributionGraph:
+    with pq.ParquetFile(head.nodes, page_checksum_verification=True) as file:
+        nodes = file.read()
+    with pq.ParquetFile(head.edges, page_checksum_verification=True) as file:
+        edges = file.read()
+    _check_columns(nodes.schema, "nodes", head.nodes.name)
+    _check_columns(edges.schema, "edges", head.edges.name)
+    return graph_from_tables(info_from_row(head.row), nodes, edges)
+
+
+def _check_footers(head: Head) -> Head:
+    for path, name in ((head.nodes, "nodes"), (head.edges, "edges")):
+        footer = pq.read_metadata(path)
+        _check_columns(footer.schema.to_arrow_schema(), name, path.name)
+        if footer.num_rows != head.row[f"n_{name}"]:
+            raise GraphError(f"{path.name} has {footer.num_rows} rows, not {head.row[f'n_{name}']}")
+    return head
+
+
+def _check_columns(schema: pa.Schema, table: str, name: str) -> None:
+    if not schema.equals(tables()[table], check_metadata=False):
+        raise GraphError(f"{name} does not have the columns of table {table}")

@@ -1,0 +1,280 @@
+"""The `trace` command: the only file that knows all four packages.
+
+Nothing heavy is imported before a command needs it: `trace --help` must answer at once.
+"""
+
+import difflib
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from graphs import GraphStore
+
+DEFAULT_STORE = "graphs-store"
+EXPECTED_ERRORS = (
+    ("graphs.errors", "GraphError"), ("tracer.errors", "TraceError"),
+    ("transcoders.errors", "TranscoderError"), ("viewer.serve", "ViewerError"),
+)  # fmt: skip
+
+
+class CommandError(click.ClickException):
+    """One line on stderr, exit status 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"trace: {' '.join(self.message.split())}", err=True)
+
+
+class PromptGroup(click.Group):
+    """A group whose default command takes the first words as a prompt."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
+            args = ["prompt", *args]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in self.commands if name != "prompt"]
+
+
+@click.group(cls=PromptGroup, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="clt-tracer", prog_name="trace")
+def cli() -> None:
+    """Which words and features of a prompt caused a language model's answer?
+
+    \b
+    trace "PROMPT" [OPTIONS]   trace a prompt; its options: trace prompt --help
+    \b
+    Examples:
+      trace "the capital of the state containing Dallas is"
+      trace "calc: 36+59="
+      trace view
+      trace sql "SELECT * FROM strongest_path('Dallas')"
+    """
+
+
+@cli.command("prompt")
+@click.argument("text", metavar="PROMPT")
+@click.option("--model", help="Hugging Face model directory or Hub id.  [default: the bundled lab model]")
+@click.option("--transcoder", type=click.Path(path_type=Path), help="Transcoder folder for that model.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder to save the graph in.")
+@click.option("--target", help="Explain this token instead of the most probable ones.")
+@click.option("--target-minus", help="Explain --target less this token.")
+@click.option("--max-logits", default=10, show_default=True, help="Explain at most this many tokens.")
+@click.option("--logit-mass", default=0.95, show_default=True, help="… until their probabilities sum to this.")
+@click.option("--coverage", default=0.99, show_default=True, help="Share of each layer's influence to follow; 1 attributes all features.")
+@click.option("--max-features", type=int, help="Attribute at most this many features.")
+@click.option("--node-threshold", default=0.8, show_default=True, help="Keep nodes that hold this share of the influence.")
+@click.option("--edge-threshold", default=0.98, show_default=True, help="Keep edges that hold this share between them.")
+@click.option("--no-prune", is_flag=True, help="Save every node and edge.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.option("--open", "open_viewer", is_flag=True, help="Show the graph in the viewer afterwards.")
+def trace_prompt(
+    text: str, model: str | None, transcoder: Path | None, device: str, store: Path, no_prune: bool,
+    as_json: bool, open_viewer: bool, **settings: Any,
+) -> None:  # fmt: skip
+    """Trace PROMPT, print the circuit behind the answer, and save the graph.
+
+    \b
+    Examples:
+      trace "the capital of the state containing Dallas is"
+      trace "the capital of Texas is" --target Austin --target-minus Dallas
+      trace "calc: 36+59=" --json
+    """
+    _check_is_prompt(text)
+    if (model is None) != (transcoder is None):
+        raise CommandError("--model and --transcoder belong together; give both, or neither for the bundled lab model.")
+    from graphs import GraphStore
+
+    folder = GraphStore(store)  # fails now rather than after the work
+
+    from tracer import commands
+    from tracer.config import TraceConfig
+
+    config = TraceConfig(prune=not no_prune, **settings)
+    printed = commands.trace_and_save(text, folder, config, model, transcoder, device, as_json=as_json)
+    click.echo(printed.text)
+    if open_viewer:
+        _serve(folder, port=0, graph_id=printed.graph_id, open_browser=True)
+
+
+@cli.command("view")
+@click.argument("folder", default=DEFAULT_STORE, type=click.Path(path_type=Path))
+@click.option("--port", default=8030, show_default=True, help="Port on 127.0.0.1; 0 takes any free one.")
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
+def view(folder: Path, port: int, open_browser: bool) -> None:
+    """Explore saved graphs in a browser, served on 127.0.0.1 only.
+
+    \b
+    Examples:
+      trace view
+      trace view my-graphs --port 8031 --open
+    """
+    from graphs import GraphStore
+
+    _serve(GraphStore(folder), port, None, open_browser)
+
+
+@cli.command("sql")
+@click.argument("arguments", nargs=-1, required=True, metavar="[FOLDER] QUERY")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]), help="[default: table on a terminal, csv on a pipe]")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead of stdout.")
+@click.option("-p", "--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="Value of $NAME in the query; repeatable.")
+def sql(arguments: tuple[str, ...], form: str | None, output: Path | None, parameters: tuple[str, ...]) -> None:
+    """Query all saved graphs with one read-only DuckDB SELECT.
+
+    Tables: graphs, nodes, edges, features, supernodes, interventions, validations; see docs/schema.md.
+
+    \b
+    Examples:
+      trace sql "SELECT graph_id, prompt, replacement_score FROM graphs"
+      trace sql "FROM strongest_path('Dallas')"
+      trace sql my-graphs "SELECT label, count(*) FROM nodes WHERE token = \\$t GROUP BY 1" -p t=is
+    """
+    if len(arguments) > 2:
+        raise CommandError(f"{len(arguments)} arguments were given; expected an optional folder and one query in quotes.")
+    from graphs import GraphStore
+
+    from tracer import commands
+
+    store = GraphStore(Path(arguments[0]) if len(arguments) == 2 else Path(DEFAULT_STORE))
+    _require_store(store)
+    _warn_of_damage(store)
+    values = {}
+    for pair in parameters:
+        name, equals, value = pair.partition("=")
+        if not (name.isidentifier() and equals):
+            raise CommandError(f"-p {pair!r} is no parameter; write it as NAME=VALUE.")
+        values[name] = value
+    table = store.sql(arguments[-1], **values)
+    commands.write_table(table, form or ("table" if sys.stdout.isatty() and output is None else "csv"), output)
+
+
+@cli.command("list")
+@click.argument("folder", default=DEFAULT_STORE, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
+def list_graphs(folder: Path, as_json: bool) -> None:
+    """List the saved graphs, newest first.
+
+    \b
+    Example:
+      trace list
+    """
+    from graphs import GraphStore
+
+    from tracer import commands
+
+    store = GraphStore(folder)
+    _require_store(store)
+    _warn_of_damage(store)
+    click.echo(commands.graph_list(store, as_json=as_json))
+
+
+@cli.command("show")
+@click.argument("graph_id")
+@click.option("--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder of saved graphs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def show(graph_id: str, store: Path, as_json: bool) -> None:
+    """Print the circuit of a saved graph; GRAPH_ID may be shortened.
+
+    \b
+    Example:
+      trace show the-capital-of
+    """
+    from graphs import GraphStore
+
+    from tracer import commands
+
+    folder = GraphStore(store)
+    _require_store(folder)
+    click.echo(commands.show_graph(folder, folder.resolve(graph_id), as_json=as_json))
+
+
+@cli.command("rm")
+@click.argument("graph_ids", nargs=-1, required=True)
+@click.option("--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder of saved graphs.")
+def remove(graph_ids: tuple[str, ...], store: Path) -> None:
+    """Delete saved graphs; damaged ones too.
+
+    \b
+    Example:
+      trace rm calc-36-59-1a2b3c4d
+    """
+    from graphs import GraphStore
+
+    folder = GraphStore(store)
+    _require_store(folder)
+    damaged = {graph.graph_id for graph in folder.damaged()}
+    chosen = [text if text in damaged else folder.resolve(text) for text in graph_ids]  # all exist, or none is deleted
+    for graph_id in dict.fromkeys(chosen):
+        folder.delete(graph_id)
+        click.echo(f"deleted {graph_id}", err=True)
+
+
+def main() -> None:
+    """Run the command line; every expected error is one line and exit status 2."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        cli(standalone_mode=False)
+    except click.UsageError as error:
+        hint = f" Try: {error.ctx.command_path} --help" if error.ctx else ""
+        CommandError(f"{error.format_message()}{hint}").show()
+        sys.exit(2)
+    except click.ClickException as error:
+        CommandError(error.format_message()).show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        CommandError("interrupted; what was not finished was not saved, run the same command again.").show()
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has left, as in `trace sql … | head`
+        sys.exit(0)
+    except ValueError as error:
+        if not isinstance(error, _expected_errors()):
+            raise
+        CommandError(str(error)).show()
+        sys.exit(2)
+
+
+def _expected_errors() -> tuple[type[ValueError], ...]:
+    """Error classes of those packages that were loaded; the others cannot have raised any."""
+    loaded = ((sys.modules.get(module), name) for module, name in EXPECTED_ERRORS)
+    return tuple(getattr(module, name) for module, name in loaded if module is not None)
+
+
+def _check_is_prompt(text: str) -> None:
+    """Refuse a single word that looks like a mistyped command."""
+    names = [name for name in cli.commands if name != "prompt"]
+    close = difflib.get_close_matches(text.lower(), names, n=1, cutoff=0.6)
+    if close and " " not in text.strip():
+        raise CommandError(f"{text!r} is no command; did you mean 'trace {close[0]}'? A prompt has more than one word.")
+
+
+def _require_store(store: "GraphStore") -> None:
+    if not store.exists():
+        raise CommandError(f'{store.folder} does not exist; trace a prompt first, as in trace "calc: 36+59=".')
+
+
+def _warn_of_damage(store: "GraphStore") -> None:
+    for graph in store.damaged():
+        click.echo(f"trace: left out {graph.graph_id}: {graph.reason}; delete it with trace rm.", err=True)
+
+
+def _serve(store: "GraphStore", port: int, graph_id: str | None, open_browser: bool) -> None:
+    from viewer.serve import serve
+
+    _require_store(store)
+
+    def ready(url: str) -> None:
+        page = f"{url.rstrip('/')}/g/{graph_id}" if graph_id else url
+        click.echo(f"Serving {store.folder} at {page} (Ctrl-C stops)", err=True)
+        if open_browser:
+            click.launch(page)
+
+    serve(store, port=port, on_ready=ready)

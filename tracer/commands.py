@@ -1,0 +1,243 @@
+"""What the commands do and print, apart from their options."""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from graphs import AttributionGraph, GraphStore
+from tracer.config import TraceConfig
+from tracer.errors import TraceError
+from tracer.story import feature_paths, path_record, routes
+
+N_JSON_PATHS = 10
+
+
+@dataclass(frozen=True)
+class Printed:
+    """What a trace printed, and the graph it saved."""
+
+    text: str
+    graph_id: str
+
+
+def trace_and_save(
+    prompt: str, store: GraphStore, config: TraceConfig, model: str | None, transcoder: Path | None, device: str,
+    *, as_json: bool,
+) -> Printed:  # fmt: skip
+    """Trace a prompt with the named model, or the bundled one, and save the graph and what its features are about."""
+    from tracer import lab
+
+    if model is None:
+        lab.check_words(prompt)
+    with _progress() as step:
+        step("loading the model", 0, 0)
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        import torch
+        import transformers
+
+        from tracer.pipeline import trace
+        from tracer.replacement import ReplacementModel
+
+        transformers.utils.logging.disable_progress_bar()
+        place = _device(torch, device)
+        features = None
+        if model is None or transcoder is None:
+            model, transcoder, name = str(lab.folder() / "model"), lab.folder() / "transcoder", lab.NAME
+            features = lab.features()
+        else:
+            name = None
+        replacement = ReplacementModel.load(model, transcoder, device=place, name=name)
+        done = trace(
+            prompt, replacement, config, labels=lab.labels(features) if features else None,
+            on_progress=lambda n, total: step("attributing features", n, total),
+        )  # fmt: skip
+    if features is not None and not store.has_features(replacement.origin.transcoder):
+        store.save_features(features, replacement.origin.transcoder)
+    graph_id = store.save(done.graph)
+    predictions = [vars(prediction) for prediction in done.predictions]
+    whole = {"nodes": done.n_nodes, "edges": done.n_edges}
+    record = graph_record(graph_id, store, done.graph) | {"predictions": predictions}
+    record["counts"] |= whole | {"pruned_nodes": done.graph.n_nodes, "pruned_edges": done.graph.n_edges}
+    text = json.dumps(record, ensure_ascii=False, indent=2) if as_json else _text(record, done.graph)
+    return Printed(text, graph_id)
+
+
+def show_graph(store: GraphStore, graph_id: str, *, as_json: bool) -> str:
+    """A saved graph, as `trace` prints it."""
+    graph = store.load(graph_id)
+    record = graph_record(graph_id, store, graph)
+    return json.dumps(record, ensure_ascii=False, indent=2) if as_json else _text(record, graph)
+
+
+def graph_record(graph_id: str, store: GraphStore, graph: AttributionGraph) -> dict:
+    """A graph as data, for --json; the model's predictions are those among the explained tokens."""
+    info = graph.info
+    explained = [(float(p), i) for i, p in enumerate(graph.probability) if p == p]
+    return {
+        "graph_id": graph_id,
+        "store": str(store.folder),
+        "prompt": info.prompt,
+        "tokens": list(info.tokens),
+        "predictions": [
+            {"token": str(graph.token[i]), "token_id": int(graph.token_id[i]), "probability": p}
+            for p, i in sorted(explained, reverse=True)
+        ],
+        "scores": {
+            "replacement": info.replacement_score, "completeness": info.completeness_score,
+            "pruned_replacement": info.pruned_replacement_score,
+            "pruned_completeness": info.pruned_completeness_score,
+        },
+        "counts": {"active_features": info.n_active_features, "nodes": graph.n_nodes, "edges": graph.n_edges},
+        "coverage": info.coverage,
+        "skipped_influence": info.skipped_influence,
+        "conservation_error": info.conservation_error,
+        "logits_error": info.logits_error,
+        "seconds": info.seconds,
+        "paths": [path_record(graph, path) for path in feature_paths(graph, N_JSON_PATHS)],
+    }  # fmt: skip
+
+
+def graph_list(store: GraphStore, *, as_json: bool) -> str:
+    """All saved graphs, newest first."""
+    stored = store.list()
+    rows = [
+        {
+            "graph_id": graph.graph_id, "prompt": graph.info.prompt, "model": graph.info.model,
+            "nodes": graph.n_nodes, "edges": graph.n_edges, "replacement": graph.info.replacement_score,
+            "completeness": graph.info.completeness_score, "created_at": graph.info.created_at.isoformat(timespec="seconds"),
+        }
+        for graph in stored
+    ]  # fmt: skip
+    if as_json:
+        return json.dumps(rows, ensure_ascii=False, indent=2)
+    return _table_text(pa.Table.from_pylist(rows)) if rows else "no graphs yet"
+
+
+def write_table(table: pa.Table, form: str, output: Path | None) -> None:
+    """Write a query's result to a file or to stdout."""
+    if form == "parquet":
+        if output is None:
+            raise TraceError("--format parquet writes binary data; name a file with -o.")
+        pq.write_table(table, output, compression="zstd")
+        return
+    match form:
+        case "csv":
+            buffer = io.BytesIO()
+            pyarrow.csv.write_csv(_flat(table), buffer)
+            text = buffer.getvalue().decode()
+        case "json":
+            text = json.dumps(table.to_pylist(), ensure_ascii=False, indent=2, default=str) + "\n"
+        case "jsonl":
+            text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.to_pylist())
+        case _:
+            text = _table_text(table) + "\n"
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+def _text(record: dict, graph: AttributionGraph) -> str:
+    """The circuit as a person would tell it."""
+    scores, counts = record["scores"], record["counts"]
+    lines = [
+        f"Prompt   {record['prompt']}",
+        f"Tokens   {' '.join(token.strip() for token in record['tokens'])}",
+        "Answer   " + "   ".join(f"{p['token'].strip()} {p['probability']:.1%}" for p in record["predictions"][:5]),
+        "",
+        "Circuit  strongest ways from the words to the answer, with their share of its input",
+    ]
+    for route in routes(graph):
+        lines.append(f"  {route.share:6.1%}  " + " → ".join(route.steps))
+    whole = f"{counts['active_features']} active features"
+    if "pruned_nodes" in counts:
+        whole += f"; {counts['nodes']} nodes and {counts['edges']} edges, of which {graph.n_nodes} and {graph.n_edges} kept"
+    else:
+        whole += f"; {graph.n_nodes} nodes and {graph.n_edges} edges kept"
+    lines += ["", f"Graph    {whole}"]
+    lines.append(f"Scores   replacement {scores['replacement']:.2f}, completeness {scores['completeness']:.2f}")
+    if scores["pruned_replacement"] is not None:
+        lines[-1] += (
+            f"; after pruning {scores['pruned_replacement']:.2f} and {scores['pruned_completeness']:.2f}"
+        )
+    lines.append(
+        f"Checked  edges + bias = pre-activation to {record['conservation_error']:.0e}; logits reproduced to "
+        f"{record['logits_error']:.0e}; at most {record['skipped_influence']:.2%} of the influence was skipped"
+    )
+    lines.append(f"Saved    {record['graph_id']} in {record['store']} ({record['seconds']:.2f} s)")
+    where = "" if record["store"] == "graphs-store" else f" {record['store']}"
+    lines += ["", f"Look closer:  trace view{where}", f'              trace sql{where} "{_example_query(graph)}"']
+    return "\n".join(lines)
+
+
+def _example_query(graph: AttributionGraph) -> str:
+    """A path query from the word that is one end of the strongest path."""
+    paths = feature_paths(graph, 1)
+    word = str(graph.word[paths[0].nodes[0]]) if paths else ""
+    return f"FROM strongest_path('{word}')" if word.isalnum() else "FROM graphs"
+
+
+def _table_text(table: pa.Table) -> str:
+    """A table for people: as wide as it needs to be when not on a terminal."""
+    shown = Table(show_edge=False, header_style="bold")
+    for column in table.schema:
+        number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        shown.add_column(column.name, justify="right" if number else "left", overflow="fold")
+    for row in table.to_pylist():
+        shown.add_row(*(_cell(value) for value in row.values()))
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else 4000, file=io.StringIO(), force_terminal=terminal, markup=False)
+    console.print(shown)
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """Lists and structs as JSON text: CSV has no nested values."""
+    for i, column in enumerate(table.schema):
+        if pa.types.is_nested(column.type):
+            texts = [None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in table[i].to_pylist()]
+            table = table.set_column(i, column.name, pa.array(texts, pa.string()))
+    return table
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr that leaves nothing behind; silent where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def step(description: str, done: int, total: int) -> None:
+            progress.update(task, description=description, completed=done, total=total or None)
+
+        yield step
+
+
+def _device(torch, name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise TraceError(f"device {name!r} is unknown; expected auto, cpu, cuda or mps.")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise TraceError("device cuda was asked for, but torch sees no CUDA device; use --device cpu or auto.")
+    return name
