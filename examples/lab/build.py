@@ -1,0 +1,109 @@
+"""Make the bundled lab model from nothing: python -m examples.lab.build
+
+Trains the language model, then its transcoder, labels the features, measures everything, and writes it all to
+tracer/lab/. A step whose files are already there is not done again; remove them, or pass --fresh, to start over.
+"""
+
+import json
+import shutil
+import time
+from datetime import date
+from pathlib import Path
+
+import click
+import pyarrow.parquet as pq
+import torch
+
+from examples.lab import measure
+from examples.lab.card import card_markdown, gates
+from examples.lab.language_model import LanguageModelConfig, log_progress, train_language_model
+from examples.lab.transcoder import inventory, train_lab_transcoder
+from examples.lab.vocabulary import build_tokenizer, known_words
+from examples.lab.world import questions, read_world
+from tracer.replacement import ReplacementModel
+from transcoders import TrainConfig, load, save
+
+OUTPUT = Path(__file__).parents[2] / "tracer" / "lab"
+
+
+@click.command()
+@click.option("--output", default=OUTPUT, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option("--fresh", is_flag=True, help="Remove what an earlier build left and start over.")
+@click.option("--model-steps", default=LanguageModelConfig.steps, show_default=True)
+@click.option("--transcoder-steps", default=TrainConfig.steps, show_default=True)
+def build(output: Path, fresh: bool, model_steps: int, transcoder_steps: int) -> None:
+    """Make the lab model, its transcoder and its card."""
+    torch.use_deterministic_algorithms(True)
+    world = read_world()
+    asked = questions(world)
+    if fresh:
+        for part in ("model", "transcoder"):
+            shutil.rmtree(output / part, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    seconds = _previous_seconds(output)
+
+    if not (output / "model" / "model.safetensors").is_file():
+        start = time.time()
+        tokenizer = build_tokenizer(world, asked)
+        model = train_language_model(
+            asked, tokenizer, LanguageModelConfig(steps=model_steps), log_progress(asked, tokenizer)
+        )
+        model.save_pretrained(output / "model")
+        tokenizer.save_pretrained(output / "model")
+        (output / "words.txt").write_text("\n".join(known_words(world, asked)) + "\n", encoding="utf-8")
+        seconds["language model"] = time.time() - start
+    lab = measure.Lab(world, asked, *measure.load_model(str(output / "model")))
+
+    if not (output / "transcoder" / "config.yaml").is_file():
+        start = time.time()
+        transcoder = train_lab_transcoder(lab, TrainConfig(steps=transcoder_steps))
+        save(transcoder, output / "transcoder", dtype=torch.float16)
+        seconds["transcoder"] = time.time() - start
+    transcoder = load(output / "transcoder")
+    start = time.time()
+    pq.write_table(inventory(lab, transcoder, "lab-clt"), output / "features.parquet", compression="zstd")
+    card = make_card(lab, output)
+    card["build"] = {"date": date.today().isoformat(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    card["build"]["seconds"] = seconds | {"features and measurements": time.time() - start}
+    (output / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (output / "card.md").write_text(card_markdown(card), encoding="utf-8")
+    for gate in gates(card):
+        print(f"{'met   ' if gate.met else 'MISSED'} {gate.name}: {gate.value:.4g} ({gate.bound})")
+
+
+def make_card(lab: measure.Lab, folder: Path) -> dict:
+    """Every number on the card."""
+    transcoder = load(folder / "transcoder")
+    swaps = measure.measure_residual_swaps(lab)
+    last_layer = last_layer_with_city(swaps["two-hop state"]["donor city"])
+    places, _ = measure.measure_place_features(lab, transcoder, last_layer)
+    replacement = ReplacementModel.load(folder / "model", folder / "transcoder", name="lab")
+    return {
+        "model": {
+            "parameters": sum(p.numel() for p in lab.model.parameters()), "vocabulary": len(lab.tokenizer),
+            "layers": lab.model.config.num_hidden_layers, "d_model": lab.model.config.hidden_size,
+            "accuracy": measure.measure_accuracy(lab), "residual_swap": swaps,
+        },
+        "transcoder": {
+            "features_per_layer": transcoder.config.n_features, "k": transcoder.config.k,
+            **measure.measure_transcoder(lab, transcoder), "dead": measure.measure_dead(lab, transcoder),
+            "places": places,
+        },
+        "graphs": measure.measure_graphs(lab, replacement),
+    }  # fmt: skip
+
+
+def last_layer_with_city(swap_by_layer: list[float]) -> int:
+    """The last layer after which the city's token still decides nearly every answer."""
+    return max((layer for layer, share in enumerate(swap_by_layer) if share >= 0.9), default=0)
+
+
+def _previous_seconds(output: Path) -> dict[str, float]:
+    card = output / "card.json"
+    if not card.is_file():
+        return {}
+    return json.loads(card.read_text(encoding="utf-8")).get("build", {}).get("seconds", {})
+
+
+if __name__ == "__main__":
+    build()

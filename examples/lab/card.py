@@ -1,0 +1,106 @@
+"""The lab's card: the gates it was built to meet, and every number in words."""
+
+from dataclasses import dataclass
+
+ONE_HOP = ("state fact", "city of state", "country fact", "city of country", "inventor", "birthplace")
+TWO_HOP = ("two-hop state", "two-hop country")
+OPPOSITES = ("opposites english", "opposites french", "opposites spanish")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A bound that the lab was built to keep."""
+
+    name: str
+    value: float
+    bound: str
+    met: bool
+
+
+def gates(card: dict) -> list[Gate]:
+    """Every gate with the card's value."""
+    accuracy, transcoder, graphs = card["model"]["accuracy"], card["transcoder"], card["graphs"]
+    families = transcoder["families"].values()
+    found = [
+        _at_least("one-hop", min(accuracy[f]["train"] for f in ONE_HOP), 0.999),
+        *(_at_least(f"{f}, held out", accuracy[f]["held out"], 0.99) for f in TWO_HOP),
+        _at_least("three-hop, training questions", accuracy["three-hop"]["train"], 0.95),
+        _at_least("addition, held out", accuracy["addition"]["held out"], 0.995),
+        _at_least("opposites", min(accuracy[f]["train"] for f in OPPOSITES), 0.99),
+        _at_least("indirect object, held out", accuracy["indirect object"]["held out"], 0.99),
+        _at_least("top-1 match of the replacement model", transcoder["top1_match"], 0.99),
+        _at_least("top-1 match in the worst family", min(f["top1_match"] for f in families), 0.97),
+        _at_most("relative error per token", transcoder["relative_error"], 0.03),
+        _at_least("features per token", transcoder["l0"], 30),
+        _at_most("features per token", transcoder["l0"], 150),
+        _at_most("dead features", transcoder["dead"], 0.2),
+    ]
+    for family, swap in card["model"]["residual_swap"].items():
+        found.append(_at_least(f"residual swap in a middle layer, {family}", max(swap["donor city"]), 0.95))
+        found.append(_at_most(f"residual swap after the last layer, {family}", swap["donor city"][-1], 0.05))
+    for kind in graphs.values():
+        found.append(_at_least("replacement score", kind["replacement"], 0.8))
+        found.append(_at_least("completeness", kind["completeness"], 0.9))
+    for family, place in transcoder["places"].items():
+        found.append(_at_least(f"places with a feature of F1 ≥ 0.9, {family}", place["places_with_feature"], 0.95))
+        found.append(_at_least(f"feature swap, {family}", place["swap"], 0.95))
+        found.append(_at_most(f"random feature swap, {family}", place["random_swap"], 0.05))
+    return found
+
+
+def card_markdown(card: dict) -> str:
+    """The card as a page."""
+    model, transcoder = card["model"], card["transcoder"]
+    lines = [
+        "# The lab model",
+        "",
+        f"A Llama of {model['layers']} layers, width {model['d_model']}, {model['parameters']:,} parameters and "
+        f"{model['vocabulary']:,} tokens, trained from nothing on true facts (`examples/lab`), and a cross-layer "
+        f"transcoder of {transcoder['features_per_layer']:,} features a layer, {transcoder['k']} of them active per "
+        "token and layer. Made by `python -m examples.lab.build`; every number below is measured on the shipped files.",
+        "",
+        "## Gates",
+        "",
+        "| gate | value | bound | |",
+        "|---|---|---|---|",
+        *(f"| {g.name} | {g.value:.4g} | {g.bound} | {'met' if g.met else '**missed**'} |" for g in gates(card)),
+        "",
+        "Two-hop generalisation means: this city was never asked about with this relation, but its place was asked about "
+        "with the relation through other cities. Cities new to two-hop questions are the column *new city*.",
+        "",
+        "## Accuracy",
+        "",
+        "| family | training | held out | new city |",
+        "|---|---|---|---|",
+    ]
+    for family, splits in model["accuracy"].items():
+        cells = (f"{splits[s]:.4f}" if s in splits else "" for s in ("train", "held out", "new city"))
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    lines += ["", "## Where the place is known", "", "Share of 300 held-out two-hop answers that become the donor "
+              "place's value of the *asked* relation when the residual stream at the city's last token is replaced, "
+              "after layer 0, 1, …", ""]  # fmt: skip
+    for family, swaps in model["residual_swap"].items():
+        for name, shares in swaps.items():
+            lines.append(f"- {family}, {name}: " + ", ".join(f"{share:.3f}" for share in shares))
+    lines += ["", "## Transcoder", "", "| family | prompts | unseen in training | top-1 match | KL (nats) | relative error | features per token |", "|---|---|---|---|---|---|---|"]
+    for family, f in transcoder["families"].items():
+        lines.append(
+            f"| {family} | {f['prompts']} | {'yes' if f['held out'] else 'no: the family has no other prompts'} | "
+            f"{f['top1_match']:.4f} | {f['kl']:.4f} | {f['relative_error']:.4f} | {f['l0']:.1f} |"
+        )
+    by_position = ", ".join(f"{k} {v:.4f}" for k, v in transcoder["relative_error_by_position"].items())
+    lines += ["", f"Relative error by kind of position: {by_position}.", "", "## Graphs", "", "| prompts | graphs | replacement | completeness | active features |", "|---|---|---|---|---|"]
+    for name, g in card["graphs"].items():
+        lines.append(f"| held-out {name} | {g['graphs']} | {g['replacement']:.3f} | {g['completeness']:.3f} | {g['active_features']:.0f} |")
+    build = card.get("build", {})
+    spent = ", ".join(f"{name} {seconds / 60:.0f} min" for name, seconds in build.get("seconds", {}).items())
+    lines += ["", f"Built {build.get('date')} with torch {build.get('torch')} on {build.get('threads')} threads: {spent}.", ""]
+    return "\n".join(lines)
+
+
+def _at_least(name: str, value: float, bound: float) -> Gate:
+    return Gate(name, value, f"≥ {bound:g}", value >= bound)
+
+
+def _at_most(name: str, value: float, bound: float) -> Gate:
+    return Gate(name, value, f"≤ {bound:g}", value <= bound)

@@ -1,0 +1,225 @@
+"""Every number on the lab's card, measured from the files that ship."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from examples.lab.language_model import accuracy
+from examples.lab.swaps import (
+    Pairs,
+    active_at_cities,
+    feature_swap,
+    make_pairs,
+    mean_residual_swap,
+    mean_residuals,
+    pad,
+    residual_swap,
+    subject_end,
+)
+from examples.lab.world import COUNTRY_RELATIONS, STATE_RELATIONS, Question, World
+from tracer.config import TraceConfig
+from tracer.pipeline import trace
+from tracer.replacement import ReplacementModel
+from transcoders import CrossLayerTranscoder, evaluate
+from transcoders.activations import mlp_activations
+from transcoders.features import collect_firing
+from transcoders.labels import f1_table, situations_of
+from transcoders.loss import relative_error
+
+N_PAIRS = 300
+FEATURE_F1 = 0.9
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The model, its transcoder and the world they were made for."""
+
+    world: World
+    questions: list[Question]
+    model: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+
+
+def load_model(folder: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """The lab's language model from its directory."""
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def place_facts(world: World) -> dict[tuple[str, str], str]:
+    """Value of every (place, relation)."""
+    facts = {(place["name"], relation): place[relation] for place in world.states for relation in STATE_RELATIONS}
+    return facts | {(p["name"], relation): p[relation] for p in world.countries for relation in COUNTRY_RELATIONS}
+
+
+def measure_accuracy(lab: Lab) -> dict[str, dict[str, float]]:
+    """Share of questions answered right, by family and split."""
+    result: dict[str, dict[str, float]] = {}
+    for family in dict.fromkeys(q.family for q in lab.questions):
+        result[family] = {}
+        for split in ("train", "held out", "new city"):
+            asked = [q for q in lab.questions if (q.family, q.split) == (family, split)]
+            if asked:
+                result[family][split] = accuracy(lab.model, lab.tokenizer, asked)
+    return result
+
+
+def subject_last(lab: Lab, family: str, splits: tuple[str, ...] = ("held out",)) -> list[Question]:
+    """Two-hop questions in the phrasing that names the relation before the city."""
+    return [q for q in lab.questions if q.family == family and q.split in splits and q.prompt.endswith(f"{q.subject} is")]
+
+
+def swap_pairs(lab: Lab, family: str) -> Pairs:
+    """Held-out two-hop questions with donors."""
+    return make_pairs(subject_last(lab, family), place_facts(lab.world), lab.tokenizer, N_PAIRS, seed=1)
+
+
+def measure_residual_swaps(lab: Lab) -> dict[str, dict[str, list[float]]]:
+    """Per family the share of answers that follow the donor's residual stream, after each layer."""
+    result = {}
+    for family in ("two-hop state", "two-hop country"):
+        pairs = swap_pairs(lab, family)
+        means = mean_residuals(lab.model, lab.tokenizer, subject_last(lab, family, ("train", "held out")))
+        layers = range(lab.model.config.num_hidden_layers)
+        result[family] = {
+            "donor city": [residual_swap(lab.model, pairs, layer) for layer in layers],
+            "mean of the donor place's cities": [mean_residual_swap(lab.model, pairs, layer, means) for layer in layers],
+        }
+    return result
+
+
+def measure_transcoder(lab: Lab, transcoder: CrossLayerTranscoder, per_family: int = 400) -> dict:
+    """Fidelity on prompts that no training batch held, by family; relative error by kind of position."""
+    random = np.random.default_rng(2)
+    families, active, errors, n_all = {}, None, {"subject": [], "last": [], "other": []}, 0
+    matched = tokens_total = l0_total = 0.0
+    for family in dict.fromkeys(q.family for q in lab.questions):
+        pool = [q for q in lab.questions if q.family == family and q.split != "train"]
+        held_out = bool(pool)
+        pool = pool or [q for q in lab.questions if q.family == family]
+        chosen = [pool[i] for i in random.permutation(len(pool))[:per_family]]
+        tokens, lengths = pad(lab.tokenizer, [q.prompt for q in chosen])
+        keep = (torch.arange(tokens.shape[1]) < lengths[:, None]) & (torch.arange(tokens.shape[1]) > 0)
+        report = evaluate(lab.model, transcoder, tokens, keep, lengths - 1)
+        families[family] = {
+            "held out": held_out, "prompts": len(chosen), "top1_match": report.top1_match, "kl": report.kl,
+            "relative_error": report.relative_error, "l0": report.l0,
+        }  # fmt: skip
+        active = report.active if active is None else active | report.active
+        n = int(keep.sum())
+        matched += report.top1_match * len(chosen)
+        n_all += len(chosen)
+        tokens_total, l0_total = tokens_total + n, l0_total + report.l0 * n
+        for kind, values in _errors_by_position(lab, transcoder, chosen, tokens, keep, lengths).items():
+            errors[kind] += values
+    assert active is not None
+    everything = sum(errors.values(), [])
+    return {
+        "top1_match": matched / n_all,
+        "relative_error": float(np.mean(everything)),
+        "relative_error_by_position": {kind: float(np.mean(values)) for kind, values in errors.items()},
+        "l0": l0_total / tokens_total,
+        "families": families,
+    }
+
+
+def measure_dead(lab: Lab, transcoder: CrossLayerTranscoder) -> float:
+    """Share of features that fire on no token of any question."""
+    tokens, lengths = pad(lab.tokenizer, [q.prompt for q in lab.questions])
+    keep = (torch.arange(tokens.shape[1]) < lengths[:, None]) & (torch.arange(tokens.shape[1]) > 0)
+    active = torch.zeros(transcoder.config.n_layers, transcoder.config.n_features, dtype=torch.bool)
+    for rows in torch.arange(len(tokens)).split(1024):
+        inputs, _ = mlp_activations(lab.model, tokens[rows], keep[rows], transcoder.config.reads)
+        active |= (transcoder.encode(inputs) > 0).any(1)
+    return float((~active).double().mean())
+
+
+def measure_place_features(lab: Lab, transcoder: CrossLayerTranscoder, last_layer: int) -> tuple[dict, dict]:
+    """Per family: share of places with a feature of F1 ≥ 0.9 at the city's last token, and what swapping them does."""
+    numbers, detectors = {}, {}
+    for family in ("two-hop state", "two-hop country"):
+        asked = subject_last(lab, family, ("train", "held out", "new city"))
+        table, places = place_f1(lab, transcoder, asked)
+        up_to = table[: last_layer + 1]
+        best = up_to.max((0, 1))
+        found = {place: up_to[:, :, i] >= FEATURE_F1 for i, place in enumerate(places)}
+        pairs = swap_pairs(lab, family)
+        shape = (len(pairs.place), transcoder.config.n_layers, transcoder.config.n_features)
+        leave, enter = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+        for row, (ours, theirs) in enumerate(zip(pairs.place, pairs.donor_place, strict=True)):
+            leave[row, : last_layer + 1] = torch.tensor(found[ours])
+            enter[row, : last_layer + 1] = torch.tensor(found[theirs])
+        swapped = feature_swap(lab.model, transcoder, pairs, last_layer, leave, enter)
+        at_random = feature_swap(
+            lab.model, transcoder, pairs, last_layer, *_random_features(lab, transcoder, pairs, last_layer, leave, enter)
+        )
+        numbers[family] = {
+            "places": len(places), "places_with_feature": float((best >= FEATURE_F1).mean()),
+            "mean_best_f1": float(best.mean()), "features_per_place": float(np.mean([f.sum() for f in found.values()])),
+            "swap": swapped, "random_swap": at_random, "pairs": len(pairs.place), "last_layer": last_layer,
+        }  # fmt: skip
+        detectors[family] = found
+    return numbers, detectors
+
+
+def place_f1(lab: Lab, transcoder: CrossLayerTranscoder, asked: list[Question]) -> tuple[np.ndarray, list[str]]:
+    """F1 (layer, feature, place) of every feature as a detector of the place at the city's last token."""
+    tokens, _ = pad(lab.tokenizer, [q.prompt for q in asked])
+    keep = torch.zeros_like(tokens, dtype=torch.bool)
+    keep[torch.arange(len(asked)), [subject_end(lab.tokenizer, q) for q in asked]] = True
+    firing = collect_firing(lab.model, transcoder, tokens, keep)
+    situations = situations_of([[("about", q.bridge)] for q in asked])
+    return np.stack([f1_table(matrix, situations.holds) for matrix in firing.activation]), list(situations.names)
+
+
+def measure_graphs(lab: Lab, replacement: ReplacementModel, n: int = 100) -> dict:
+    """Mean scores of whole graphs of held-out two-hop and addition prompts, `n` of each."""
+    random = np.random.default_rng(3)
+    result = {}
+    for name, families in (("two-hop", ("two-hop state", "two-hop country")), ("addition", ("addition",))):
+        pool = [q for q in lab.questions if q.family in families and q.split == "held out"]
+        infos = [
+            trace(pool[i].prompt, replacement, TraceConfig()).graph.info for i in random.permutation(len(pool))[:n]
+        ]
+        result[name] = {
+            "graphs": len(infos),
+            "replacement": float(np.mean([info.replacement_score for info in infos])),
+            "completeness": float(np.mean([info.completeness_score for info in infos])),
+            "active_features": float(np.mean([info.n_active_features for info in infos])),
+            "largest_conservation_error": max(info.conservation_error for info in infos),
+        }
+    return result
+
+
+def _errors_by_position(
+    lab: Lab, transcoder: CrossLayerTranscoder, chosen: list[Question], tokens: torch.Tensor, keep: torch.Tensor,
+    lengths: torch.Tensor,
+) -> dict[str, list[float]]:  # fmt: skip
+    inputs, outputs = mlp_activations(lab.model, tokens, keep, transcoder.config.reads)
+    with torch.no_grad():
+        error = relative_error(transcoder.decode(transcoder.encode(inputs)), outputs).mean(0)
+    kind = torch.zeros_like(tokens)
+    kind[torch.arange(len(chosen)), lengths - 1] = 1
+    for row, question in enumerate(chosen):
+        end = subject_end(lab.tokenizer, question)
+        if end >= 0:
+            kind[row, end] = 2
+    kinds = kind[keep]
+    return {name: error[kinds == i].tolist() for i, name in enumerate(("other", "last", "subject"))}
+
+
+def _random_features(
+    lab: Lab, transcoder: CrossLayerTranscoder, pairs: Pairs, last_layer: int, leave: torch.Tensor, enter: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As many random active features of the same layers as the place features that are active."""
+    generator = torch.Generator().manual_seed(4)
+    result = []
+    for active, chosen in zip(active_at_cities(lab.model, transcoder, pairs), (leave, enter), strict=True):
+        active = active.clone()
+        active[:, last_layer + 1 :] = False
+        count = (active & chosen).flatten(1).sum(1)
+        lottery = torch.rand(active.shape, generator=generator) * (active & ~chosen)
+        rank = lottery.flatten(1).argsort(descending=True).argsort().view(active.shape)
+        result.append((rank < count[:, None, None]) & active & ~chosen)
+    return result[0], result[1]

@@ -1,0 +1,635 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graphs import AttributionGraph, GraphError, GraphStore
+from graphs.schema import SCHEMA_VERSION, tables
+
+HERE = Path(__file__).parent
+
+
+def files_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def one_line(error):
+    return "\n" not in str(error.value) and len(str(error.value)) > 20
+
+
+# round trip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_loaded_equals_what_was_saved(tmp_path, random_graph, seed):
+    store, graph = GraphStore(tmp_path / "store"), random_graph(seed)
+    assert store.load(store.save(graph)) == graph
+    assert GraphStore(str(tmp_path / "store")).load(store.save(graph)) == graph
+
+
+def test_empty_graphs_and_single_precision_come_back_as_they_were(tmp_path, make_graph, make_info):
+    store = GraphStore(tmp_path)
+    for graph in (
+        make_graph("", [], info=make_info("")),
+        make_graph("tl", []),
+        make_graph("tl", [(0, 1, 0.1)], weight=np.float32([0.1])),
+    ):
+        loaded = store.load(store.save(graph))
+        assert loaded == graph
+        assert loaded.weight.dtype == graph.weight.dtype
+
+
+def test_every_field_of_the_info_comes_back(tmp_path, make_graph, make_info):
+    info = make_info(
+        "a b",
+        words=("", "b"),
+        replacement_score=0.1,
+        completeness_score=0.2,
+        pruned_replacement_score=0.3,
+        pruned_completeness_score=0.4,
+        coverage=0.99,
+        skipped_influence=0.01,
+        logits_error=1e-6,
+        conservation_error=1e-7,
+        seconds=12.5,
+        peak_memory_mb=100.0,
+        config='{"coverage": 0.99}',
+    )
+    store = GraphStore(tmp_path)
+    loaded = store.load(store.save(make_graph("tl", [], info=info))).info
+    assert loaded == info
+    assert loaded.created_at.tzinfo is not None
+    assert loaded.created_at.microsecond == 678901
+
+
+hostile = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
+    ["'; DROP TABLE nodes; --", '"', "\0", "../../etc/passwd", "\n\r\t", "{}", "$word", "𝔘𝔫𝔦", "\u202e", "NULL", " "]
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(hostile, min_size=5, max_size=5), prompt=hostile)
+def test_any_text_is_only_data(tmp_path_factory, make_graph, make_info, texts, prompt):
+    store = GraphStore(tmp_path_factory.mktemp("hostile") / "store")
+    info = make_info(
+        prompt, tokens=tuple(texts[:2]), token_ids=(3, 4), words=tuple(texts[1:3]), model=texts[3], transcoder=texts[4]
+    )
+    graph = make_graph("tfl", [(0, 1, 1.0), (1, 2, 1.0)], info=info, label=np.array(texts[:3], dtype=object))
+    graph_id = store.save(graph)
+    assert re.fullmatch("[a-z0-9][a-z0-9-]{0,63}", graph_id)
+    assert store.load(graph_id) == graph
+    assert store.sql("SELECT prompt FROM graphs WHERE prompt = $prompt", prompt=prompt).to_pylist() == [
+        {"prompt": prompt}
+    ]
+    assert store.sql("SELECT count(*) AS n FROM strongest_path($word)", word=graph.word[0])["n"].to_pylist()[0] <= 1
+
+
+def test_text_that_is_no_unicode_is_refused_and_nothing_is_left(tmp_path, make_graph, make_info):
+    store = GraphStore(tmp_path)
+    with pytest.raises(GraphError, match="no valid Unicode"):
+        store.save(make_graph("tl", [], label=np.array(["", "\ud800"], dtype=object)))
+    with pytest.raises(GraphError, match="cannot be stored"):
+        store.save(make_graph("tl", [], info=make_info(model="\ud800")))
+    assert files_below(tmp_path) == ["store.json"]
+
+
+# ids
+
+
+def test_an_id_begins_with_the_prompts_words(tmp_path, make_graph, make_info):
+    def id_of(prompt, **changes):
+        return GraphStore(tmp_path).save(make_graph("tl", [], info=make_info(prompt, **changes)))
+
+    assert re.fullmatch("the-capital-of-texas-is-[0-9a-f]{8}", id_of("The capital of Texas is"))
+    assert re.fullmatch("cafe-au-lait-[0-9a-f]{8}", id_of("  Café, au\tlait! "))
+    assert re.fullmatch("graph-[0-9a-f]{8}", id_of("日本"))
+    special = id_of("<bos> hello", tokens=("<bos>", "hello"), words=("", "hello"))
+    assert re.fullmatch("hello-[0-9a-f]{8}", special)
+    long = id_of("one two three four five six seven eight nine ten")
+    assert re.fullmatch("one-two-three-four-five-six-seven-eight-[0-9a-f]{8}", long)
+    assert re.fullmatch("x{40}-[0-9a-f]{8}", id_of("x" * 70))
+
+
+def test_the_same_question_replaces_its_graph_and_another_does_not(tmp_path, make_graph, make_info):
+    store = GraphStore(tmp_path)
+    first = store.save(make_graph("tl", [(0, 1, 1.0)]))
+    again = store.save(make_graph("tfl", [(0, 1, 1.0)], info=make_info(seconds=9.0)))
+    assert first == again
+    assert store.load(first).n_nodes == 3
+    assert len(list((tmp_path / "graphs" / first).iterdir())) == 3
+    others = [make_info(model_revision="2"), make_info(transcoder="x"), make_info(config='{"coverage": 1}')]
+    assert len({store.save(make_graph("tl", [], info=info)) for info in others} | {first}) == 4
+
+
+@pytest.mark.parametrize("graph_id", ["../other", "", "/etc", "a/b", ".hidden", "UPPER", "a" * 65, "a\n", "ü"])
+def test_what_is_no_id_never_becomes_a_path(tmp_path, graph_id):
+    store = GraphStore(tmp_path / "store")
+    (tmp_path / "other").mkdir()
+    for use in (store.load, store.delete):
+        with pytest.raises(GraphError, match="is no graph id"):
+            use(graph_id)
+    assert (tmp_path / "other").exists()
+
+
+def test_an_id_may_be_shortened_while_it_is_the_only_one(tmp_path, make_graph, make_info):
+    store = GraphStore(tmp_path)
+    dallas, paris = (store.save(make_graph("tl", [], info=make_info(p))) for p in ("Dallas is in", "Paris is in"))
+    assert store.resolve(dallas) == dallas
+    assert store.resolve("dal") == dallas
+    other = store.save(make_graph("tl", [], info=make_info("Dallas was in")))
+    with pytest.raises(GraphError, match=f"'dallas' could be {dallas}, {other}; give more of the id"):
+        store.resolve("dallas")
+    with pytest.raises(GraphError, match=f"there is no graph 'pariss'; the closest are {paris}"):
+        store.resolve("pariss")
+    with pytest.raises(GraphError, match="there is no graph ''"):
+        store.resolve("")
+    with pytest.raises(GraphError, match=f"there is no graph 'paris-is'; the closest are {paris}"):
+        store.load("paris-is")
+
+
+# folders
+
+
+def test_looking_at_a_folder_that_does_not_exist_creates_nothing(tmp_path):
+    store = GraphStore(tmp_path / "new" / "store")
+    assert (store.list(), store.damaged()) == ([], [])
+    assert store.sql("SELECT count(*) AS n FROM nodes").to_pylist() == [{"n": 0}]
+    assert not store.has_features("x")
+    with pytest.raises(GraphError, match="there is no graph 'x'"):
+        store.load("x")
+    assert files_below(tmp_path) == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_first_save_says_what_the_folder_is(tmp_path, make_graph):
+    GraphStore(tmp_path / "store").save(make_graph("tl", []))
+    assert json.loads((tmp_path / "store" / "store.json").read_text()) == {
+        "format": "clt-tracer store",
+        "schema_version": 1,
+    }
+
+
+def test_folders_of_others_are_refused(tmp_path, make_graph):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(GraphError, match="is a file, not a folder of graphs"):
+        GraphStore(tmp_path / "file")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("x")
+    with pytest.raises(GraphError, match="belongs to something else"):
+        GraphStore(tmp_path / "photos")
+    store = GraphStore(tmp_path / "later")  # the folder fills up after the store was made
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "cat.jpg").write_text("x")
+    with pytest.raises(GraphError, match="belongs to something else"):
+        store.save(make_graph("tl", []))
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ('{"format": "clt-tracer store", "schema_version": 2}', "schema version 2, and this program .* up to 1; upgrade"),
+        ('{"format": "photos", "schema_version": 1}', "belongs to something else: its format is 'photos'"),
+        ("{", "store.json is unreadable"),
+        ("[]", "store.json is unreadable"),
+        ('{"format": "clt-tracer store"}', "store.json is unreadable"),
+        ('{"format": "clt-tracer store", "schema_version": "new"}', "store.json is unreadable"),
+    ],
+)
+def test_descriptions_that_are_not_ours_are_refused(tmp_path, description, message):
+    (tmp_path / "store.json").write_text(description)
+    with pytest.raises(GraphError, match=message) as error:
+        GraphStore(tmp_path)
+    assert one_line(error)
+
+
+def test_the_left_over_of_a_killed_first_save_is_no_stranger(tmp_path, make_graph):
+    (tmp_path / ".store.json.0123.tmp").write_text("{")
+    store = GraphStore(tmp_path)
+    store.save(make_graph("tl", []))
+    assert len(store.list()) == 1
+
+
+# lists, deletion, damage
+
+
+def test_lists_are_newest_first_and_tell_sizes(tmp_path, make_graph, make_info):
+    store, start = GraphStore(tmp_path), datetime(2025, 1, 1, tzinfo=UTC)
+    for day, prompt in enumerate(["first", "third", "second"]):
+        age = timedelta(days=[0, 2, 1][day])
+        info = make_info(prompt, created_at=start + age)
+        store.save(make_graph("tfl", [(0, 1, 1.0)], info=info))
+    assert [stored.info.prompt for stored in store.list()] == ["third", "second", "first"]
+    assert [(stored.n_nodes, stored.n_edges) for stored in store.list()] == [(3, 1)] * 3
+    assert store.list()[0].graph_id.startswith("third-")
+
+
+def test_a_deleted_graph_is_gone_and_the_others_stay(tmp_path, make_graph, make_info):
+    store = GraphStore(tmp_path)
+    gone, stays = (store.save(make_graph("tl", [], info=make_info(p))) for p in ("gone", "stays"))
+    store.delete(gone)
+    assert [stored.graph_id for stored in store.list()] == [stays]
+    assert not (tmp_path / "graphs" / gone).exists()
+    with pytest.raises(GraphError, match="there is no graph"):
+        store.delete(gone)
+
+
+def truncate(folder, pattern):
+    [path] = folder.glob(pattern)
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def garble(folder, pattern):
+    [path] = folder.glob(pattern)
+    content = bytearray(path.read_bytes())
+    content[-40:-12] = b"x" * 28
+    path.write_bytes(content)
+
+
+def remove(folder, pattern):
+    [path] = folder.glob(pattern)
+    path.unlink()
+
+
+def empty(folder, pattern):
+    [path] = folder.glob(pattern)
+    path.write_bytes(b"")
+
+
+def exchange(folder, pattern):
+    [path] = folder.glob(pattern)
+    pq.write_table(pa.table({"a": [1]}), path)
+
+
+def cut_rows(folder, pattern):
+    [path] = folder.glob(pattern)
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+@pytest.mark.parametrize("pattern", ["graph.parquet", "nodes-*", "edges-*"])
+@pytest.mark.parametrize("damage", [truncate, garble, remove, empty, exchange, cut_rows])
+def test_a_damaged_graph_among_good_ones_is_left_out_and_named(tmp_path, random_graph, damage, pattern):
+    store = GraphStore(tmp_path)
+    good, bad = store.save(random_graph(0)), store.save(random_graph(1, prompt="Dallas is in"))
+    damage(tmp_path / "graphs" / bad, pattern)
+    assert [stored.graph_id for stored in store.list()] == [good]
+    assert store.sql("SELECT DISTINCT graph_id FROM nodes").to_pylist() == [{"graph_id": good}]
+    assert store.load(good) == random_graph(0)
+    no_graph_left = pattern == "graph.parquet" and damage is remove
+    assert [found.graph_id for found in store.damaged()] == ([] if no_graph_left else [bad])
+    with pytest.raises(GraphError, match="there is no graph" if no_graph_left else f"graph {bad} is damaged") as error:
+        store.load(bad)
+    assert one_line(error)
+
+    assert store.save(random_graph(1, prompt="Dallas is in")) == bad  # saving again mends it
+    assert store.load(bad) == random_graph(1, prompt="Dallas is in")
+    assert store.damaged() == []
+
+
+def test_flipped_bytes_in_the_middle_are_noticed_when_the_graph_is_loaded(tmp_path, random_graph):
+    store = GraphStore(tmp_path)
+    graph_id = store.save(random_graph(0))
+    [path] = (tmp_path / "graphs" / graph_id).glob("edges-*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(GraphError, match="is damaged"):
+        store.load(graph_id)
+
+
+def test_a_copied_folder_does_not_pass_for_another_graph(tmp_path, make_graph):
+    store = GraphStore(tmp_path)
+    graph_id = store.save(make_graph("tl", []))
+    (tmp_path / "graphs" / graph_id).rename(tmp_path / "graphs" / "mine")
+    [damaged] = store.damaged()
+    assert (damaged.graph_id, damaged.reason) == ("mine", f"graph.parquet holds graph {graph_id}")
+
+
+def test_a_damaged_graph_can_be_deleted(tmp_path, make_graph):
+    store = GraphStore(tmp_path)
+    graph_id = store.save(make_graph("tl", []))
+    remove(tmp_path / "graphs" / graph_id, "nodes-*")
+    store.delete(graph_id)
+    assert store.damaged() == []
+
+
+def test_strange_folders_among_the_graphs_are_ignored(tmp_path, make_graph):
+    store = GraphStore(tmp_path)
+    graph_id = store.save(make_graph("tl", []))
+    (tmp_path / "graphs" / ".DS_Store").write_text("x")
+    (tmp_path / "graphs" / "Not An Id").mkdir()
+    (tmp_path / "graphs" / "empty").mkdir()
+    assert [stored.graph_id for stored in store.list()] == [graph_id]
+
+
+# atomic saves
+
+
+def test_a_save_that_fails_leaves_the_old_graph_and_no_litter(tmp_path, make_graph, monkeypatch):
+    store = GraphStore(tmp_path)
+    graph_id = store.save(make_graph("tl", [(0, 1, 1.0)]))
+    before = files_below(tmp_path)
+    for error in (KeyboardInterrupt, OSError(28, "No space left on device")):
+        # the last step before the commit
+        monkeypatch.setattr(Path, "replace", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises((KeyboardInterrupt, GraphError)):
+            store.save(make_graph("tl", [(0, 1, 2.0)]))
+        monkeypatch.undo()
+        assert files_below(tmp_path) == before
+        assert store.load(graph_id).weight.tolist() == [1.0]
+
+
+def test_an_interrupt_just_after_the_commit_keeps_the_new_graph(tmp_path, make_graph, monkeypatch):
+    store = GraphStore(tmp_path)
+    graph_id = store.save(make_graph("tl", [(0, 1, 1.0)]))
+    original = Path.replace
+
+    def interrupted(path, target):
+        original(path, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(make_graph("tl", [(0, 1, 2.0)]))
+    monkeypatch.undo()
+    assert store.load(graph_id).weight.tolist() == [2.0]
+    store.save(make_graph("tl", [(0, 1, 3.0)]))
+    assert len(files_below(tmp_path / "graphs")) == 3  # and the next save sweeps the old version
+
+
+SAVE_FOR_EVER = """
+import sys
+from dataclasses import replace
+import importlib.util, itertools
+spec = importlib.util.spec_from_file_location("builders", sys.argv[2])
+builders = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(builders)
+from graphs import GraphStore
+graphs = [builders._random_graph(seed, prompt=prompt) for seed, prompt in enumerate(["a b c", "d e f"])]
+versions = [[replace(g, weight=g.weight * scale) for scale in (1.0, 2.0)] for g in graphs]
+store = GraphStore(sys.argv[1])
+print("ready", flush=True)
+for i in itertools.count():
+    store.save(versions[i % 2][i // 2 % 2])
+"""
+
+
+def saver(store, script=SAVE_FOR_EVER, **options):
+    command = [sys.executable, "-c", script, str(store), str(HERE / "conftest.py")]
+    root = str(HERE.parent.parent)
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def assert_untorn(store, random_graph):
+    """Every graph is one that was saved: the weights are once or twice those of the seed."""
+    for stored in store.list():
+        graph = store.load(stored.graph_id)
+        original = random_graph(*{"a": (0,), "d": (1,)}[stored.info.prompt[0]], prompt=stored.info.prompt)
+        assert graph in (original, replace(original, weight=original.weight * 2.0))
+
+
+def test_kill_9_at_any_moment_tears_no_graph(tmp_path, random_graph):
+    store, random, kills = GraphStore(tmp_path), np.random.default_rng(0), 8
+    for _ in range(kills):
+        process = saver(tmp_path)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(random.uniform(0.0, 0.4))
+        process.kill()
+        process.communicate()
+        assert store.damaged() == []
+        assert_untorn(store, random_graph)
+    assert len(store.list()) == 2
+    for seed, prompt in enumerate(["a b c", "d e f"]):
+        store.save(random_graph(seed, prompt=prompt))
+    assert len(files_below(tmp_path / "graphs")) == 6
+
+
+def test_readers_see_whole_graphs_while_others_replace_them(tmp_path, random_graph):
+    store = GraphStore(tmp_path)
+    for seed, prompt in enumerate(["a b c", "d e f"]):
+        store.save(random_graph(seed, prompt=prompt))
+    writers = [saver(tmp_path), saver(tmp_path)]
+    try:
+        for process in writers:
+            assert process.stdout.readline() == "ready\n"
+        totals = {
+            round(scale * float(np.abs(random_graph(seed, prompt=prompt).weight).sum()), 6)
+            for seed, prompt in enumerate(["a b c", "d e f"])
+            for scale in (1.0, 2.0)
+        }
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            assert len(store.list()) == 2
+            assert store.damaged() == []
+            assert_untorn(store, random_graph)
+            answer = store.sql("SELECT round(sum(abs(weight)), 6) AS total FROM edges GROUP BY graph_id")
+            assert set(answer["total"].to_pylist()) <= totals
+            assert answer.num_rows == 2
+    finally:
+        for process in writers:
+            process.kill()
+            process.communicate()
+
+
+def test_threads_may_save_one_graph_at_the_same_time(tmp_path, make_graph):
+    store = GraphStore(tmp_path)
+    graphs = [make_graph("tl", [(0, 1, float(weight))]) for weight in range(1, 9)]
+    threads = [threading.Thread(target=store.save, args=(graph,)) for graph in graphs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [stored] = store.list()
+    assert store.load(stored.graph_id) in graphs
+    assert len(files_below(tmp_path / "graphs")) == 3
+
+
+FULL_DISK = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # no file may grow beyond 2 kB
+""" + SAVE_FOR_EVER
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file size limits")
+def test_a_full_disk_is_told_in_one_line_and_leaves_the_store_as_it_was(tmp_path, random_graph):
+    store = GraphStore(tmp_path)
+    first = replace(random_graph(0, prompt="a b c"), weight=random_graph(0, prompt="a b c").weight)
+    graph_id = store.save(first)
+    before = files_below(tmp_path)
+    process = saver(tmp_path, FULL_DISK)
+    _, stderr = process.communicate()
+    assert process.returncode == 1
+    last = stderr.strip().splitlines()[-1]
+    assert last.startswith(f"graphs.errors.GraphError: cannot save graph {graph_id} to {tmp_path}: ")
+    assert "File too large" in last
+    assert files_below(tmp_path) == before
+    assert store.load(graph_id) == first
+
+
+def test_a_file_in_the_way_is_told_in_one_line(tmp_path, make_graph):
+    GraphStore(tmp_path).save(make_graph("tl", []))
+    for path in (tmp_path / "graphs").iterdir():
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    (tmp_path / "graphs").rmdir()
+    (tmp_path / "graphs").write_text("in the way")
+    store = GraphStore(tmp_path)
+    assert store.list() == []
+    with pytest.raises(GraphError, match="cannot save graph the-capital-of-") as error:
+        store.save(make_graph("tl", []))
+    assert one_line(error)
+
+
+def test_a_read_only_store_can_be_read(tmp_path, random_graph):
+    store = GraphStore(tmp_path)
+    graph_id = store.save(random_graph(0))
+    folders = [tmp_path, tmp_path / "graphs", tmp_path / "graphs" / graph_id]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        reader = GraphStore(tmp_path)
+        assert reader.load(graph_id) == random_graph(0)
+        assert reader.sql("SELECT count(*) AS n FROM graphs").to_pylist() == [{"n": 1}]
+        assert len(reader.list()) == 1
+        if not os.access(tmp_path / "graphs" / graph_id, os.W_OK):  # root may always write
+            with pytest.raises(GraphError, match="Permission denied"):
+                reader.save(random_graph(0))
+            with pytest.raises(GraphError, match="Permission denied"):
+                reader.delete(graph_id)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+def test_a_save_survives_the_deletion_of_its_folder_meanwhile(tmp_path, make_graph):
+    store, stop = GraphStore(tmp_path), threading.Event()
+    graph = make_graph("tl", [(0, 1, 1.0)])
+    graph_id = store.save(graph)
+
+    def delete_again_and_again():
+        while not stop.is_set():
+            try:
+                store.delete(graph_id)
+            except GraphError as error:
+                assert "there is no graph" in str(error)
+
+    thread = threading.Thread(target=delete_again_and_again)
+    thread.start()
+    for _ in range(30):
+        assert store.save(graph) == graph_id
+    stop.set()
+    thread.join()
+    store.save(graph)
+    assert store.load(graph_id) == graph
+
+
+# features
+
+
+def feature_rows(transcoder="tiny-clt", **changes):
+    row = {
+        "transcoder": transcoder,
+        "layer": 0,
+        "feature": 4,
+        "density": 0.01,
+        "max_activation": 3.5,
+        "top_logits": [{"token": " Austin", "value": 2.0}],
+        "bottom_logits": [],
+        "examples": [{"tokens": ["a", "b"], "activations": [0.0, 1.5], "position": 1}],
+        "histogram": [0] * 20,
+        "label": "Texas",
+        "label_source": "fires on",
+        "label_precision": 0.9,
+        "label_recall": None,
+    }
+    return pa.Table.from_pylist([row | changes], schema=tables()["features"])
+
+
+def test_features_are_saved_per_transcoder_and_replaced(tmp_path):
+    store = GraphStore(tmp_path)
+    store.save_features(feature_rows(label="old"), "tiny-clt")
+    store.save_features(feature_rows(), "tiny-clt")
+    store.save_features(feature_rows("org/other's clt"), "org/other's clt")
+    assert store.has_features("tiny-clt")
+    assert store.has_features("org/other's clt")
+    assert not store.has_features("tiny")
+    answer = store.sql("SELECT label, examples[1].tokens[2] AS token FROM features WHERE transcoder = 'tiny-clt'")
+    assert answer.to_pylist() == [{"label": "Texas", "token": "b"}]
+    assert store.sql("SELECT count(*) AS n FROM features").to_pylist() == [{"n": 2}]
+    assert len(files_below(tmp_path / "features")) == 2
+
+
+def test_features_may_come_with_columns_in_another_order_and_wider_types(tmp_path):
+    table = feature_rows().select(list(reversed(tables()["features"].names)))
+    table = table.set_column(0, "label_recall", pa.array([0.5], pa.float32()))
+    GraphStore(tmp_path).save_features(table, "tiny-clt")
+    assert GraphStore(tmp_path).sql("SELECT label_recall FROM features").to_pylist() == [{"label_recall": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (feature_rows().drop_columns("label"), "the features do not fit table features"),
+        (feature_rows().set_column(1, "layer", pa.array(["zero"])), "the features do not fit table features"),
+        (feature_rows("another"), "features of another were given as those of tiny-clt"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(tmp_path, table, message):
+    with pytest.raises(GraphError, match=message) as error:
+        GraphStore(tmp_path / "store").save_features(table, "tiny-clt")
+    assert one_line(error)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_damaged_features_file_is_left_out(tmp_path):
+    store = GraphStore(tmp_path)
+    store.save_features(feature_rows(), "tiny-clt")
+    (tmp_path / "features" / "broken.parquet").write_bytes(b"PAR1")
+    assert store.sql("SELECT count(*) AS n FROM features").to_pylist() == [{"n": 1}]
+
+
+def test_a_stored_graph_takes_little_room_for_single_precision(tmp_path, make_info):
+    n, random = 2000, np.random.default_rng(0)
+    info = make_info("x", n_layers=1)
+    nothing, text = np.full(n + 1, np.nan), np.full(n + 1, "x", dtype=object)
+    is_logit = np.arange(n + 1) == n
+    graph = AttributionGraph(
+        info=info,
+        kind=np.where(is_logit, 3, 1).astype(np.uint8),
+        layer=is_logit.astype(np.int32),
+        position=np.zeros(n + 1, np.int32),
+        feature=np.arange(n + 1, dtype=np.int32),
+        token_id=np.full(n + 1, -1, np.int32),
+        **dict.fromkeys(("activation", "pre_activation", "bias", "influence", "cumulative_influence"), nothing),
+        probability=np.where(is_logit, 1.0, np.nan),
+        **dict.fromkeys(("token", "word", "label"), text),
+        source=np.repeat(np.arange(1000, dtype=np.int32), 100),
+        target=np.tile(np.arange(1000, 1100, dtype=np.int32), 1000),
+        weight=random.normal(size=100_000).astype(np.float32),
+    )
+    store = GraphStore(tmp_path)
+    graph_id = store.save(graph)
+    [edges] = (tmp_path / "graphs" / graph_id).glob("edges-*")
+    assert edges.stat().st_size < 100_000 * 5
+    assert store.load(graph_id) == graph
+
+
+def test_the_version_of_the_schema_is_with_every_graph(tmp_path, make_graph):
+    store = GraphStore(tmp_path)
+    store.save(make_graph("tl", []))
+    assert store.sql("SELECT schema_version FROM graphs").to_pylist() == [{"schema_version": SCHEMA_VERSION}]
+
+
