@@ -1,7 +1,7 @@
 """SQL over graphs: a fresh in-memory DuckDB per question that can read the tables and nothing else.
 
 The tables reach DuckDB as Arrow datasets over an explicit list of files, never as paths: in DuckDB 2.0 a path that may
-be read may also be written (`WITH x AS (COPY … TO 'path') SELECT 1` is a SELECT). So file access is off altogether.
+be read may also be written (`WITH x AS (COPY … TO 'path') SELECT 1` counts as a SELECT). So file access is off.
 """
 
 import re
@@ -30,15 +30,18 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
 }
 
 
-def query(files: Mapping[str, Sequence[tuple[Path, str]]], sql: str, parameters: Mapping[str, object]) -> pa.Table:
-    """The answer to one SELECT over the tables made of the files.
+Content = pa.Table | Sequence[tuple[Path, str]]
+"""Rows, or files, each with the one value of the table's first column in it: a condition on it opens no other file."""
 
-    Each file comes with the one value that the table's first column has in it, so that a condition on that column
-    opens no other file. Tables without files are empty. Raises `GraphError` with DuckDB's message.
+
+def query(contents: Mapping[str, Content], sql: str, parameters: Mapping[str, object]) -> pa.Table:
+    """The answer to one SELECT over the tables with these contents; the others are empty.
+
+    Raises `GraphError` with DuckDB's message.
     """
     with _told_in_one_line(), duckdb.connect(":memory:", config=_CONFIG) as connection:
         statement = _checked(connection, sql)
-        _create_tables(connection, files)
+        _create_tables(connection, contents)
         for lock in (
             "SET TimeZone = 'UTC'",
             "SET enable_external_access = false",
@@ -68,9 +71,9 @@ def _checked(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statemen
     return statement
 
 
-def _create_tables(connection: duckdb.DuckDBPyConnection, files: Mapping[str, Sequence[tuple[Path, str]]]) -> None:
+def _create_tables(connection: duckdb.DuckDBPyConnection, contents: Mapping[str, Content]) -> None:
     for name, schema in tables().items():
-        connection.register(name, _dataset(schema, files.get(name, ())))
+        connection.register(name, _readable(schema, contents.get(name, ())))
         connection.execute(f"COMMENT ON VIEW {name} IS {_literal(description(schema))}")
         for field in schema:
             connection.execute(f"COMMENT ON COLUMN {name}.{field.name} IS {_literal(description(field))}")
@@ -79,16 +82,18 @@ def _create_tables(connection: duckdb.DuckDBPyConnection, files: Mapping[str, Se
         connection.execute(f"COMMENT ON MACRO TABLE {name} IS {_literal(macro_description(sql))}")
 
 
-def _dataset(schema: pa.Schema, files: Sequence[tuple[Path, str]]) -> ds.Dataset | pa.Table:
-    if not files:
+def _readable(schema: pa.Schema, content: Content) -> ds.Dataset | pa.Table:
+    if isinstance(content, pa.Table):
+        return content
+    if not content:
         return schema.empty_table()
     first = ds.field(schema.names[0])
     return ds.FileSystemDataset.from_paths(
-        [str(path) for path, _ in files],
+        [str(path) for path, _ in content],
         schema=schema.remove_metadata(),
         format=ds.ParquetFileFormat(),
         filesystem=LocalFileSystem(),
-        partitions=[first == value for _, value in files],
+        partitions=[first == value for _, value in content],
     )
 
 

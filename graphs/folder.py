@@ -35,9 +35,13 @@ _Result = TypeVar("_Result")
 class Head:
     """The graph's row of table `graphs`, and the files that belong to it."""
 
-    row: dict[str, Any]
+    table: pa.Table
     nodes: Path
     edges: Path
+
+    @property
+    def row(self) -> dict[str, Any]:
+        return self.table.to_pylist()[0]
 
 
 def write_graph(folder: Path, graph: AttributionGraph, graph_id: str) -> None:
@@ -116,28 +120,29 @@ def _read_head(folder: Path) -> Head:
     if not (nonce.isalnum() and table.num_rows == 1):
         raise GraphError(f"{HEAD} has {table.num_rows} rows and nonce {nonce!r}")
     _check_columns(table.schema, "graphs", HEAD)
-    [row] = table.to_pylist()
-    if row["graph_id"] != folder.name:
-        raise GraphError(f"{HEAD} holds graph {row['graph_id']}")
-    return Head(row, *_data_files(folder, nonce))
+    head = Head(table, *_data_files(folder, nonce))
+    if head.row["graph_id"] != folder.name:
+        raise GraphError(f"{HEAD} holds graph {head.row['graph_id']}")
+    return head
 
 
 def _read_data(head: Head) -> AttributionGraph:
-    with pq.ParquetFile(head.nodes, page_checksum_verification=True) as file:
-        nodes = file.read()
-    with pq.ParquetFile(head.edges, page_checksum_verification=True) as file:
-        edges = file.read()
-    _check_columns(nodes.schema, "nodes", head.nodes.name)
-    _check_columns(edges.schema, "edges", head.edges.name)
-    return graph_from_tables(info_from_row(head.row), nodes, edges)
+    _check_footers(head)
+    return graph_from_tables(info_from_row(head.row), _read(head.nodes), _read(head.edges))
+
+
+def _read(path: Path) -> pa.Table:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read()
 
 
 def _check_footers(head: Head) -> Head:
+    row = head.row
     for path, name in ((head.nodes, "nodes"), (head.edges, "edges")):
         footer = pq.read_metadata(path)
         _check_columns(footer.schema.to_arrow_schema(), name, path.name)
-        if footer.num_rows != head.row[f"n_{name}"]:
-            raise GraphError(f"{path.name} has {footer.num_rows} rows, not {head.row[f'n_{name}']}")
+        if footer.num_rows != row[f"n_{name}"]:
+            raise GraphError(f"{path.name} has {footer.num_rows} rows, not {row[f'n_{name}']}")
     return head
 
 

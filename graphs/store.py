@@ -13,11 +13,12 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +27,7 @@ from graphs import database
 from graphs.columns import info_from_row
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, is_temporary, locked_folder, write_atomically
-from graphs.folder import DAMAGE, HEAD, check_graph, read_graph, write_graph
+from graphs.folder import DAMAGE, HEAD, Head, check_graph, read_graph, write_graph
 from graphs.graph import AttributionGraph, GraphInfo
 from graphs.schema import SCHEMA_VERSION, tables
 
@@ -149,16 +150,13 @@ class GraphStore:
         Damaged graphs are left out. Raises `GraphError` with DuckDB's message.
         """
         for _ in range(_ATTEMPTS):
-            versions = self._versions()
+            contents = self._contents()
             try:
-                answer = database.query(_files(versions), query, parameters)
+                return database.query(contents, query, parameters)
             except GraphError:
-                if all(_version(path) == version for path, version in versions.items()):
+                # nodes and edges of a version of a graph never change, but they go when it is replaced
+                if all(path.exists() for name in ("nodes", "edges") for path, _ in contents[name]):
                     raise
-                continue
-            # or else rows of two versions of a graph may be mixed in the answer
-            if all(_version(path) == version for path, version in versions.items()):
-                return answer
         raise GraphError(f"graphs in {self.folder} are replaced faster than they can be read; ask again later.")
 
     def _path(self, graph_id: str) -> Path:
@@ -191,32 +189,23 @@ class GraphStore:
     def _features_path(self, transcoder: str) -> Path:
         return self.folder / "features" / f"{_slug(transcoder) or 'transcoder'}-{_digest([transcoder])}.parquet"
 
-    def _versions(self) -> dict[Path, tuple[int, int] | None]:
-        features = sorted((self.folder / "features").glob("[!.]*.parquet"))
-        return {path: _version(path) for path in (*(folder / HEAD for folder in self._folders()), *features)}
-
-
-def _version(path: Path) -> tuple[int, int] | None:
-    """Changes when another file takes the path's place."""
-    with suppress(FileNotFoundError):
-        status = path.stat()
-        return status.st_ino, status.st_mtime_ns
-    return None
-
-
-def _files(paths: Iterable[Path]) -> dict[str, list[tuple[Path, str]]]:
-    """The files of every table, each with the value of the table's first column; damaged ones left out."""
-    files: dict[str, list[tuple[Path, str]]] = {name: [] for name in tables()}
-    for path in paths:
-        with suppress(*DAMAGE):
-            if path.name == HEAD:
-                head = check_graph(path.parent)
-                for name, part in (("graphs", path), ("nodes", head.nodes), ("edges", head.edges)):
-                    files[name].append((part, path.parent.name))
-            else:
-                transcoder = (pq.read_metadata(path).metadata or {}).get(_TRANSCODER, b"")
-                files["features"].append((path, transcoder.decode()))
-    return files
+    def _contents(self) -> dict[str, Any]:
+        """What is in every table; damaged files are left out."""
+        heads: builtins.list[Head] = []
+        for folder in self._folders():
+            with suppress(*DAMAGE):
+                heads.append(check_graph(folder))
+        ids = [head.nodes.parent.name for head in heads]
+        features: builtins.list[tuple[Path, str]] = []
+        for path in sorted((self.folder / "features").glob("[!.]*.parquet")):
+            with suppress(*DAMAGE):
+                features.append((path, (pq.read_metadata(path).metadata or {}).get(_TRANSCODER, b"").decode()))
+        return {
+            "graphs": pa.concat_tables([tables()["graphs"].empty_table(), *(head.table for head in heads)]),
+            "nodes": [(head.nodes, graph_id) for head, graph_id in zip(heads, ids, strict=True)],
+            "edges": [(head.edges, graph_id) for head, graph_id in zip(heads, ids, strict=True)],
+            "features": features,
+        }
 
 
 def _check_folder(folder: Path) -> None:

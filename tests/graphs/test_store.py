@@ -200,7 +200,10 @@ def test_folders_of_others_are_refused(tmp_path, make_graph):
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ('{"format": "clt-tracer store", "schema_version": 2}', "schema version 2, and this program .* up to 1; upgrade"),
+        (
+            '{"format": "clt-tracer store", "schema_version": 2}',
+            "schema version 2, and this program .* up to 1; upgrade",
+        ),
         ('{"format": "photos", "schema_version": 1}', "belongs to something else: its format is 'photos'"),
         ("{", "store.json is unreadable"),
         ("[]", "store.json is unreadable"),
@@ -370,9 +373,8 @@ def test_an_interrupt_just_after_the_commit_keeps_the_new_graph(tmp_path, make_g
 
 
 SAVE_FOR_EVER = """
-import sys
+import importlib.util, itertools, sys, time
 from dataclasses import replace
-import importlib.util, itertools
 spec = importlib.util.spec_from_file_location("builders", sys.argv[2])
 builders = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(builders)
@@ -383,13 +385,14 @@ store = GraphStore(sys.argv[1])
 print("ready", flush=True)
 for i in itertools.count():
     store.save(versions[i % 2][i // 2 % 2])
+    time.sleep(float(sys.argv[3]))
 """
 
 
-def saver(store, script=SAVE_FOR_EVER, **options):
-    command = [sys.executable, "-c", script, str(store), str(HERE / "conftest.py")]
+def saver(store, script=SAVE_FOR_EVER, pause=0.0):
+    command = [sys.executable, "-c", script, str(store), str(HERE / "conftest.py"), str(pause)]
     root = str(HERE.parent.parent)
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def assert_untorn(store, random_graph):
@@ -420,7 +423,7 @@ def test_readers_see_whole_graphs_while_others_replace_them(tmp_path, random_gra
     store = GraphStore(tmp_path)
     for seed, prompt in enumerate(["a b c", "d e f"]):
         store.save(random_graph(seed, prompt=prompt))
-    writers = [saver(tmp_path), saver(tmp_path)]
+    writers = [saver(tmp_path, pause=0.05), saver(tmp_path, pause=0.05)]
     try:
         for process in writers:
             assert process.stdout.readline() == "ready\n"
@@ -456,10 +459,13 @@ def test_threads_may_save_one_graph_at_the_same_time(tmp_path, make_graph):
     assert len(files_below(tmp_path / "graphs")) == 3
 
 
-FULL_DISK = """
+FULL_DISK = (
+    """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # no file may grow beyond 2 kB
-""" + SAVE_FOR_EVER
+"""
+    + SAVE_FOR_EVER
+)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file size limits")
@@ -631,5 +637,3 @@ def test_the_version_of_the_schema_is_with_every_graph(tmp_path, make_graph):
     store = GraphStore(tmp_path)
     store.save(make_graph("tl", []))
     assert store.sql("SELECT schema_version FROM graphs").to_pylist() == [{"schema_version": SCHEMA_VERSION}]
-
-

@@ -1,0 +1,56 @@
+"""Tiny real models built in memory: a random Llama and a random transcoder for it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tracer.replacement import LocalReplacementModel, ReplacementModel
+from transcoders import CrossLayerTranscoder, TranscoderConfig
+
+CASES = Path(__file__).parents[1] / "data"
+
+
+def tiny_tokenizer(n_words: int = 40) -> PreTrainedTokenizerFast:
+    vocabulary = {"<unk>": 0, "<bos>": 1} | {f"w{i}": i + 2 for i in range(n_words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", unk_token="<unk>")
+
+
+def tiny_llama(seed: int, *, n_layers: int = 3, biases: bool = True, n_kv_heads: int = 1) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=42, hidden_size=16, intermediate_size=24, num_hidden_layers=n_layers, num_attention_heads=2,
+        num_key_value_heads=n_kv_heads, max_position_embeddings=32, attention_bias=biases, mlp_bias=biases,
+        tie_word_embeddings=False, attn_implementation="eager",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.rand_like(parameter) + 0.5 if "norm" in name else torch.randn_like(parameter) * 0.25)
+    return model
+
+
+def tiny_transcoder(seed: int, *, n_layers: int = 3, reads: str = "mlp.hook_in", n_features: int = 20) -> CrossLayerTranscoder:
+    generator = torch.Generator().manual_seed(seed)
+    transcoder = CrossLayerTranscoder(TranscoderConfig(n_layers, 16, n_features, "jumprelu", reads=reads))
+    with torch.no_grad():
+        for parameter in transcoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        transcoder.threshold.copy_(torch.rand(transcoder.threshold.shape, generator=generator) * 0.3)
+    return transcoder.eval().requires_grad_(False)
+
+
+@pytest.fixture(params=["hook_resid_mid", "mlp.hook_in"])
+def replacement(request: pytest.FixtureRequest) -> ReplacementModel:
+    """A random Llama with biases and grouped heads, and a random JumpReLU transcoder."""
+    return ReplacementModel.of(tiny_llama(0), tiny_tokenizer(), tiny_transcoder(1, reads=request.param))
+
+
+@pytest.fixture
+def local(replacement: ReplacementModel) -> LocalReplacementModel:
+    return replacement.localize(replacement.tokenize("w3 w1 w4 w1 w5 w9"))

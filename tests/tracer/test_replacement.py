@@ -1,0 +1,53 @@
+"""Prompts become tokens and words; models and transcoders that do not fit are refused."""
+
+import pytest
+
+from tests.tracer.conftest import CASES, tiny_llama, tiny_tokenizer, tiny_transcoder
+from tracer.errors import TraceError
+from tracer.pipeline import one_token, trace
+from tracer.replacement import ReplacementModel
+
+
+def test_words_are_those_of_the_prompt(replacement):
+    prompt = replacement.tokenize("w3 w10")
+    assert prompt.tokens == ("<bos>", "w3", "w10")
+    assert prompt.words == ("", "w3", "w10")
+    assert prompt.token_ids == (1, 5, 12)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n"])
+def test_an_empty_prompt_is_refused(replacement, text):
+    with pytest.raises(TraceError, match="the prompt is empty"):
+        replacement.tokenize(text)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(replacement):
+    with pytest.raises(TraceError, match="the prompt has 41 tokens, the model reads at most 32"):
+        replacement.tokenize("w1 " * 40)
+
+
+def test_a_transcoder_of_another_depth_is_refused():
+    with pytest.raises(TraceError, match="layers 2, the model 3"):
+        ReplacementModel.of(tiny_llama(0), tiny_tokenizer(), tiny_transcoder(0, n_layers=2))
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(TraceError, match="has no config.json"):
+        ReplacementModel.load(tmp_path, CASES / "llama-clt-jumprelu" / "transcoder")
+
+
+def test_a_target_must_be_one_token(replacement):
+    assert one_token(replacement, "w3") == 5
+    with pytest.raises(TraceError, match="is 2 tokens"):
+        one_token(replacement, "w3 w4")
+
+
+def test_a_trace_records_what_it_did(replacement):
+    done = trace("w3 w1 w4 w1 w5", replacement)
+    info = done.graph.info
+    assert info.prompt == "w3 w1 w4 w1 w5"
+    assert info.coverage >= 0.99
+    assert done.graph.n_nodes <= done.n_nodes
+    assert 0 < info.seconds < 60
+    assert done.predictions[0].probability == max(p.probability for p in done.predictions)
+    assert '"node_threshold": 0.8' in info.config

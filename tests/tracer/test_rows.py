@@ -1,0 +1,158 @@
+"""The laws of the rows: same logits, conservation, edges are derivatives, invariance, exact influence, honest bounds."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from graphs import NodeKind, node_influence, score
+from graphs.graph import logit_weights
+from tests.tracer.conftest import tiny_llama, tiny_tokenizer
+from tracer.attribution import attribute
+from tracer.errors import TraceError
+from tracer.replacement import ReplacementModel, linear_logits
+from tracer.rows import attribution_rows
+from tracer.targets import difference_target, token_targets, top_tokens
+from transcoders import CrossLayerTranscoder, TranscoderConfig
+
+
+def targets_of(local):
+    ids, _ = top_tokens(local)
+    return token_targets(local, tuple(ids), tuple(map(str, ids)))
+
+
+def widened(local):
+    """The same frozen model in float64, so that laws hold to rounding."""
+
+    def wide(value):
+        if isinstance(value, torch.Tensor):
+            return value.double() if value.is_floating_point() else value
+        if isinstance(value, CrossLayerTranscoder):
+            return value.double()
+        if isinstance(value, tuple):
+            return tuple(map(wide, value)) if not hasattr(value, "_fields") else value
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {f.name: wide(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return dataclasses.replace(value, **fields)
+        return value
+
+    return wide(local)
+
+
+def test_the_linear_model_gives_the_models_own_logits(local):
+    torch.testing.assert_close(linear_logits(local), local.logits, atol=2e-5, rtol=1e-5)
+
+
+def test_incoming_edges_and_bias_add_up_to_the_pre_activation(local):
+    graph = attribute(local, targets_of(local), coverage=1)
+    total = np.bincount(graph.target, graph.weight, minlength=graph.n_nodes) + graph.bias
+    has_row = ~np.isnan(graph.bias)
+    assert has_row.sum() == graph.info.n_active_features + (graph.kind == NodeKind.LOGIT).sum()
+    assert total[has_row] == pytest.approx(graph.pre_activation[has_row], abs=1e-4)
+    assert graph.info.conservation_error < 1e-5
+
+
+def test_edges_are_the_jacobian_of_the_frozen_model(local):
+    """Autograd through `apply` of every layer, source by source: the other direction, no transposes."""
+    local = widened(local)
+    targets = targets_of(local)
+    rows = attribution_rows(local, targets, coverage=1)
+    features, transcoder = local.features, local.transcoder
+    n_active, n_positions = len(features.layer), local.n_positions
+    strength = torch.ones(rows.effect.shape[1], dtype=torch.float64, requires_grad=True)
+
+    def values(strength):
+        x = local.embedding * strength[n_active + local.n_layers * n_positions :, None]
+        read = []
+        for layer in range(local.n_layers):
+            x = x + local.attention[layer].apply(x) + local.attention[layer].constant
+            seen = x if transcoder.config.reads == "hook_resid_mid" else local.mlp_norm[layer].apply(x)
+            here = (features.layer == layer).nonzero()[:, 0]
+            encoder = transcoder.W_enc[layer][features.feature[here]]
+            read.append((seen[features.position[here]] * encoder).sum(1) + transcoder.b_enc[layer][features.feature[here]])
+            first = n_active + layer * n_positions
+            x = x + local.constant[layer] + local.error[layer] * strength[first : first + n_positions, None]
+            for j in (features.layer <= layer).nonzero()[:, 0].tolist():
+                source = int(features.layer[j])
+                write = transcoder.W_dec[source][features.feature[j], layer - source] * features.activation[j]
+                x = x + torch.zeros_like(x).index_put((features.position[j],), write) * strength[j]
+        return torch.cat([*read, local.final_norm.apply(x)[-1] @ targets.direction.T])
+
+    jacobian = torch.autograd.functional.jacobian(values, strength)
+    torch.testing.assert_close(rows.effect, jacobian[rows.target], atol=1e-10, rtol=1e-10)
+    curvature = torch.autograd.functional.hessian(lambda s: values(s).sum(), strength)
+    assert curvature.abs().max() == 0
+
+
+def test_conservation_holds_to_rounding_in_float64(local):
+    wide = widened(local)
+    rows = attribution_rows(wide, targets_of(wide), coverage=1)
+    # pre-activations come from the model's own float32 norms, hence not 1e-15
+    assert rows.conservation_error < 1e-6
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 1000])
+def test_batch_size_does_not_change_rows(local, batch_size):
+    expected = attribution_rows(local, targets_of(local), coverage=1)
+    rows = attribution_rows(local, targets_of(local), coverage=1, batch_size=batch_size)
+    assert torch.equal(rows.target, expected.target)
+    torch.testing.assert_close(rows.effect, expected.effect, atol=1e-5, rtol=1e-5)
+
+
+def test_influence_from_the_rows_is_that_of_the_finished_graph(local):
+    graph = attribute(local, targets_of(local), coverage=1)
+    expected = node_influence(graph.source, graph.target, graph.weight, logit_weights(graph))
+    known = graph.kind != NodeKind.LOGIT
+    assert graph.influence[known] == pytest.approx(expected[known], abs=1e-9)
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.9, 0.99])
+def test_no_influence_is_understated_by_more_than_was_skipped(local, coverage):
+    targets = targets_of(local)
+    whole = attribution_rows(local, targets, coverage=1)
+    part = attribution_rows(local, targets, coverage=coverage)
+    assert whole.skipped_influence == 0
+    assert whole.coverage == 1
+    assert len(part.target) < len(whole.target)
+    missing = whole.influence - part.influence
+    assert missing.min() > -1e-6
+    assert missing.max() <= part.skipped_influence + 1e-6
+    assert part.coverage >= coverage - 1e-9
+
+
+def test_a_limit_on_features_is_kept_and_the_coverage_it_gave_reported(local):
+    rows = attribution_rows(local, targets_of(local), coverage=1, max_features=5)
+    assert len(rows.target) == 5 + len(targets_of(local).names)
+    assert rows.coverage < 1
+
+
+def test_a_difference_is_the_difference_of_two_rows(local):
+    both = attribution_rows(local, token_targets(local, (5, 9), ("a", "b")), coverage=1)
+    one = attribution_rows(local, difference_target(local, 5, 9, "a − b"), coverage=1)
+    torch.testing.assert_close(one.effect[0], both.effect[0] - both.effect[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_transcoder_that_equals_the_mlps_leaves_no_error():
+    """A ReLU MLP without gate, written as a transcoder whose decoders reach their own layer only (law 8)."""
+    model = tiny_llama(3, n_layers=2, biases=False)
+    transcoder = CrossLayerTranscoder(TranscoderConfig(2, 16, 24, "relu"))
+    for layer, block in enumerate(model.model.layers):
+        up, down = block.mlp.up_proj.weight, block.mlp.down_proj.weight
+        block.mlp.forward = lambda x, up=up, down=down: (x @ up.T).relu() @ down.T
+        transcoder.W_enc.data[layer] = up
+        transcoder.W_dec[layer].data[:, 0] = down.T
+    replacement = ReplacementModel.of(model, tiny_tokenizer(), transcoder.requires_grad_(False))
+    local = replacement.localize(replacement.tokenize("w3 w1 w4 w1 w5"))
+    assert local.error.abs().max() < 1e-5
+    exact = dataclasses.replace(local, error=torch.zeros_like(local.error))
+    scores = score(attribute(exact, targets_of(local), coverage=1))
+    assert scores.replacement == 1
+    assert scores.completeness == pytest.approx(1)
+
+
+def test_broken_weights_fail_loudly(replacement):
+    replacement.transcoder.W_dec[0].data[:] = float("nan")
+    local = replacement.localize(replacement.tokenize("w3 w1 w4"))
+    with pytest.raises(TraceError, match="check failed"):
+        attribution_rows(local, targets_of(local), coverage=1)
