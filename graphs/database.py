@@ -54,6 +54,7 @@ def query(contents: Mapping[str, Content], sql: str, parameters: Mapping[str, ob
 
 def _checked(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
     """The one statement of the text, if it only reads. This is for good messages; the lock is what protects."""
+    sql.encode()  # DuckDB takes a text with lone surrogates for no text at all
     statements = connection.extract_statements(sql)
     if len(statements) != 1:
         raise GraphError(f"the query has {len(statements)} statements; give exactly one SELECT.")
@@ -63,6 +64,8 @@ def _checked(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statemen
         if re.match(r"\s*(ANALYZE\b|\()", explained, flags=re.IGNORECASE):
             raise GraphError("only plain EXPLAIN is allowed, without ANALYZE or options; write EXPLAIN SELECT …")
         _checked(connection, explained)
+    elif statement.type == duckdb.StatementType.MULTI:
+        raise GraphError("PIVOT must name its values to be one SELECT; write PIVOT … ON kind IN ('token', 'feature') …")
     elif statement.type != duckdb.StatementType.SELECT:
         raise GraphError(
             f"{statement.type.name} statements are not allowed, the store is only read; use SELECT, DESCRIBE, SHOW "

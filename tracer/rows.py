@@ -76,7 +76,8 @@ def attribution_rows(
     skipped, worst, done = 0.0, 0.0, 0
     for layer in reversed(range(local.n_layers)):
         here = (features.layer == layer).nonzero()[:, 0]
-        chosen = _most_influential(influence[here], coverage, left)
+        share = -(-left // (layer + 1))  # of a limit; what a layer does not use is left to those below
+        chosen = _most_influential(influence[here], coverage, share)
         total = float(influence[here].sum())
         missed = float(influence[here][~chosen].sum())
         skipped += missed
@@ -84,7 +85,7 @@ def attribution_rows(
         rows = here[chosen]
         left -= len(rows)
         rows = rows[features.position[rows].argsort(stable=True)]  # short cotangents together
-        for part in rows.split(batch_size):
+        for part in rows.split(batch_size) if len(rows) else ():
             effect, bias = _feature_rows(local, sources, layer, part)
             add(part, effect, bias, features.pre_activation[part], influence[part])
             done += len(part)

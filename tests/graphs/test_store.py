@@ -76,7 +76,19 @@ def test_every_field_of_the_info_comes_back(tmp_path, make_graph, make_info):
 
 
 hostile = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
-    ["'; DROP TABLE nodes; --", '"', "\0", "../../etc/passwd", "\n\r\t", "{}", "$word", "𝔘𝔫𝔦", "\u202e", "NULL", " "]
+    [
+        "'; DROP TABLE nodes; --",
+        '"',
+        "\0",
+        "../../etc/passwd",
+        "\n\r\t",
+        "{}",
+        "$word",
+        "\U0001d518\U0001d52b\U0001d526",
+        "\u202e",
+        "NULL",
+        " ",
+    ]
 )
 
 

@@ -35,7 +35,7 @@ def local(record):
 @pytest.fixture(scope="module")
 def graph(local):
     ids, _ = top_tokens(local)
-    return attribute(local, token_targets(local, tuple(ids), tuple(map(str, ids))), coverage=1)
+    return attribute(local, token_targets(local, tuple(ids), tuple(map(str, ids))), coverage=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def test_the_linear_model_gives_the_models_own_logits(local):
 
 
 def test_incoming_edges_and_bias_add_up_to_the_pre_activation(local):
-    graph = attribute(local, targets_of(local), coverage=1)
+    graph = attribute(local, targets_of(local), coverage=1.0)
     total = np.bincount(graph.target, graph.weight, minlength=graph.n_nodes) + graph.bias
     has_row = ~np.isnan(graph.bias)
     assert has_row.sum() == graph.info.n_active_features + (graph.kind == NodeKind.LOGIT).sum()
@@ -57,7 +57,7 @@ def test_edges_are_the_jacobian_of_the_frozen_model(local):
     """Autograd through `apply` of every layer, source by source: the other direction, no transposes."""
     local = widened(local)
     targets = targets_of(local)
-    rows = attribution_rows(local, targets, coverage=1)
+    rows = attribution_rows(local, targets, coverage=1.0)
     features, transcoder = local.features, local.transcoder
     n_active, n_positions = len(features.layer), local.n_positions
     strength = torch.ones(rows.effect.shape[1], dtype=torch.float64, requires_grad=True)
@@ -87,21 +87,21 @@ def test_edges_are_the_jacobian_of_the_frozen_model(local):
 
 def test_conservation_holds_to_rounding_in_float64(local):
     wide = widened(local)
-    rows = attribution_rows(wide, targets_of(wide), coverage=1)
+    rows = attribution_rows(wide, targets_of(wide), coverage=1.0)
     # pre-activations come from the model's own float32 norms, hence not 1e-15
     assert rows.conservation_error < 1e-6
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 1000])
 def test_batch_size_does_not_change_rows(local, batch_size):
-    expected = attribution_rows(local, targets_of(local), coverage=1)
-    rows = attribution_rows(local, targets_of(local), coverage=1, batch_size=batch_size)
+    expected = attribution_rows(local, targets_of(local), coverage=1.0)
+    rows = attribution_rows(local, targets_of(local), coverage=1.0, batch_size=batch_size)
     assert torch.equal(rows.target, expected.target)
     torch.testing.assert_close(rows.effect, expected.effect, atol=1e-5, rtol=1e-5)
 
 
 def test_influence_from_the_rows_is_that_of_the_finished_graph(local):
-    graph = attribute(local, targets_of(local), coverage=1)
+    graph = attribute(local, targets_of(local), coverage=1.0)
     expected = node_influence(graph.source, graph.target, graph.weight, logit_weights(graph))
     known = graph.kind != NodeKind.LOGIT
     assert graph.influence[known] == pytest.approx(expected[known], abs=1e-9)
@@ -110,7 +110,7 @@ def test_influence_from_the_rows_is_that_of_the_finished_graph(local):
 @pytest.mark.parametrize("coverage", [0.5, 0.9, 0.99])
 def test_no_influence_is_understated_by_more_than_was_skipped(local, coverage):
     targets = targets_of(local)
-    whole = attribution_rows(local, targets, coverage=1)
+    whole = attribution_rows(local, targets, coverage=1.0)
     part = attribution_rows(local, targets, coverage=coverage)
     assert whole.skipped_influence == 0
     assert whole.coverage == 1
@@ -122,14 +122,14 @@ def test_no_influence_is_understated_by_more_than_was_skipped(local, coverage):
 
 
 def test_a_limit_on_features_is_kept_and_the_coverage_it_gave_reported(local):
-    rows = attribution_rows(local, targets_of(local), coverage=1, max_features=5)
+    rows = attribution_rows(local, targets_of(local), coverage=1.0, max_features=5)
     assert len(rows.target) == 5 + len(targets_of(local).names)
     assert rows.coverage < 1
 
 
 def test_a_difference_is_the_difference_of_two_rows(local):
-    both = attribution_rows(local, token_targets(local, (5, 9), ("a", "b")), coverage=1)
-    one = attribution_rows(local, difference_target(local, 5, 9, "a − b"), coverage=1)
+    both = attribution_rows(local, token_targets(local, (5, 9), ("a", "b")), coverage=1.0)
+    one = attribution_rows(local, difference_target(local, 5, 9, "a − b"), coverage=1.0)
     torch.testing.assert_close(one.effect[0], both.effect[0] - both.effect[1], atol=1e-5, rtol=1e-5)
 
 
@@ -146,7 +146,7 @@ def test_a_transcoder_that_equals_the_mlps_leaves_no_error():
     local = replacement.localize(replacement.tokenize("w3 w1 w4 w1 w5"))
     assert local.error.abs().max() < 1e-5
     exact = dataclasses.replace(local, error=torch.zeros_like(local.error))
-    scores = score(attribute(exact, targets_of(local), coverage=1))
+    scores = score(attribute(exact, targets_of(local), coverage=1.0))
     assert scores.replacement == 1
     assert scores.completeness == pytest.approx(1)
 
@@ -155,4 +155,4 @@ def test_broken_weights_fail_loudly(replacement):
     replacement.transcoder.W_dec[0].data[:] = float("nan")
     local = replacement.localize(replacement.tokenize("w3 w1 w4"))
     with pytest.raises(TraceError, match="check failed"):
-        attribution_rows(local, targets_of(local), coverage=1)
+        attribution_rows(local, targets_of(local), coverage=1.0)
