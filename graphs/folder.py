@@ -36,12 +36,9 @@ class Head:
     """The graph's row of table `graphs`, and the files that belong to it."""
 
     table: pa.Table
+    row: dict[str, Any]
     nodes: Path
     edges: Path
-
-    @property
-    def row(self) -> dict[str, Any]:
-        return self.table.to_pylist()[0]
 
 
 def write_graph(folder: Path, graph: AttributionGraph, graph_id: str) -> None:
@@ -74,6 +71,12 @@ def check_graph(folder: Path) -> Head:
     return steadily(folder, _check_footers)
 
 
+def stamp(path: Path) -> tuple[int, int, int]:
+    """Changes when the file is replaced or written to."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def steadily(folder: Path, read: Callable[[Head], _Result]) -> _Result:
     """What `read` makes of the graph's head; done again if the graph was replaced meanwhile."""
     head = _read_head(folder)
@@ -93,6 +96,9 @@ def _data_files(folder: Path, nonce: str) -> tuple[Path, Path]:
 
 def _write(table: pa.Table, path: Path) -> None:
     options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+    if "prompt" in table.column_names:
+        # one row only, which lists and queries read of every graph: plain is smallest and fastest
+        options |= {"compression": "none", "use_dictionary": False, "write_statistics": False}
     if "weight" in table.column_names:
         # bytes of equal rank together: single precision stored as double takes hardly more room
         options |= {"use_dictionary": ["graph_id"], "column_encoding": {"weight": "BYTE_STREAM_SPLIT"}}
@@ -115,15 +121,15 @@ def _remove(folder: Path, paths: set[Path]) -> None:
 def _read_head(folder: Path) -> Head:
     # one open file, so that row and nonce are of one version
     with pq.ParquetFile(folder / HEAD, page_checksum_verification=True) as file:
-        table, metadata = file.read(), file.metadata.metadata or {}
+        table, metadata = file.read(use_threads=False), file.metadata.metadata or {}
     nonce = metadata.get(_NONCE, b"").decode("ascii", "replace")
     if not (nonce.isalnum() and table.num_rows == 1):
         raise GraphError(f"{HEAD} has {table.num_rows} rows and nonce {nonce!r}")
     _check_columns(table.schema, "graphs", HEAD)
-    head = Head(table, *_data_files(folder, nonce))
-    if head.row["graph_id"] != folder.name:
-        raise GraphError(f"{HEAD} holds graph {head.row['graph_id']}")
-    return head
+    [row] = table.to_pylist()
+    if row["graph_id"] != folder.name:
+        raise GraphError(f"{HEAD} holds graph {row['graph_id']}")
+    return Head(table, row, *_data_files(folder, nonce))
 
 
 def _read_data(head: Head) -> AttributionGraph:
@@ -137,12 +143,11 @@ def _read(path: Path) -> pa.Table:
 
 
 def _check_footers(head: Head) -> Head:
-    row = head.row
     for path, name in ((head.nodes, "nodes"), (head.edges, "edges")):
         footer = pq.read_metadata(path)
         _check_columns(footer.schema.to_arrow_schema(), name, path.name)
-        if footer.num_rows != row[f"n_{name}"]:
-            raise GraphError(f"{path.name} has {footer.num_rows} rows, not {row[f'n_{name}']}")
+        if footer.num_rows != head.row[f"n_{name}"]:
+            raise GraphError(f"{path.name} has {footer.num_rows} rows, not {head.row[f'n_{name}']}")
     return head
 
 

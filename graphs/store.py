@@ -27,7 +27,7 @@ from graphs import database
 from graphs.columns import info_from_row
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, is_temporary, locked_folder, write_atomically
-from graphs.folder import DAMAGE, HEAD, Head, check_graph, read_graph, write_graph
+from graphs.folder import DAMAGE, HEAD, Head, check_graph, read_graph, stamp, write_graph
 from graphs.graph import AttributionGraph, GraphInfo
 from graphs.schema import SCHEMA_VERSION, tables
 
@@ -38,6 +38,7 @@ _TRANSCODER = b"transcoder"
 _ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _SLUG_LENGTH = 40
 _ATTEMPTS = 50  # of a query whose graphs are replaced under its hands
+_Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class GraphStore:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
+        self._heads: dict[str, tuple[tuple[_Stamp, ...], Head]] = {}
         _check_folder(self.folder)
 
     def save(self, graph: AttributionGraph) -> str:
@@ -89,7 +91,7 @@ class GraphStore:
         found = []
         for folder in self._folders():
             with suppress(*DAMAGE):
-                row = check_graph(folder).row
+                row = self._head(folder).row
                 found.append(StoredGraph(folder.name, info_from_row(row), row["n_nodes"], row["n_edges"]))
         return sorted(found, key=lambda stored: (stored.info.created_at, stored.graph_id), reverse=True)
 
@@ -98,7 +100,7 @@ class GraphStore:
         found = []
         for folder in self._folders():
             try:
-                check_graph(folder)
+                self._head(folder)
             except DAMAGE as error:
                 if (folder / HEAD).exists():  # or else it was deleted just now
                     found.append(DamagedGraph(folder.name, _one_line(error)))
@@ -186,6 +188,17 @@ class GraphStore:
                 if _ID.fullmatch(folder.name) and (folder / HEAD).exists():
                     yield folder
 
+    def _head(self, folder: Path) -> Head:
+        """The graph's head, checked once as long as its files stay the same. Raises one of `DAMAGE`."""
+        commit = stamp(folder / HEAD)  # before reading, so that a later version is noticed
+        with suppress(KeyError, FileNotFoundError):
+            stamps, head = self._heads[folder.name]
+            if stamps == (commit, stamp(head.nodes), stamp(head.edges)):
+                return head
+        head = check_graph(folder)
+        self._heads[folder.name] = ((commit, stamp(head.nodes), stamp(head.edges)), head)
+        return head
+
     def _features_path(self, transcoder: str) -> Path:
         return self.folder / "features" / f"{_slug(transcoder) or 'transcoder'}-{_digest([transcoder])}.parquet"
 
@@ -194,7 +207,7 @@ class GraphStore:
         heads: builtins.list[Head] = []
         for folder in self._folders():
             with suppress(*DAMAGE):
-                heads.append(check_graph(folder))
+                heads.append(self._head(folder))
         ids = [head.nodes.parent.name for head in heads]
         features: builtins.list[tuple[Path, str]] = []
         for path in sorted((self.folder / "features").glob("[!.]*.parquet")):

@@ -40,7 +40,7 @@ class TranscoderConfig:
 class TrainConfig:
     """How a transcoder is trained."""
 
-    steps: int = 1500
+    steps: int = 1200
     batch_size: int = 320
     """Sequences per step."""
     learning_rate: float = 2e-3

@@ -33,7 +33,6 @@ OUTPUT = Path(__file__).parents[2] / "tracer" / "lab"
 @click.option("--transcoder-steps", default=TrainConfig.steps, show_default=True)
 def build(output: Path, fresh: bool, model_steps: int, transcoder_steps: int) -> None:
     """Make the lab model, its transcoder and its card."""
-    torch.use_deterministic_algorithms(True)
     world = read_world()
     asked = questions(world)
     if fresh:

@@ -14,11 +14,11 @@ from examples.lab.examples import Batch, encode, repeated_sequences, select
 from examples.lab.world import Question
 
 SHARES = {
-    "state fact": 24, "city of state": 40, "two-hop state": 84, "country fact": 12, "city of country": 24,
-    "two-hop country": 44, "inventor": 10, "birthplace": 10, "two-hop invention": 16, "three-hop": 24,
-    "addition": 96, "last digit of sum": 16, "digits": 16,
-    "opposites english": 8, "opposites french": 8, "opposites spanish": 8,
-    "indirect object": 28, "induction": 16,
+    "state fact": 20, "city of state": 36, "two-hop state": 76, "country fact": 10, "city of country": 20,
+    "two-hop country": 36, "inventor": 8, "birthplace": 8, "two-hop invention": 12, "three-hop": 16,
+    "addition": 224, "last digit of sum": 24, "digits": 16,
+    "opposites english": 6, "opposites french": 6, "opposites spanish": 6,
+    "indirect object": 20, "induction": 12,
 }  # fmt: skip
 """Sequences of each family in a batch."""
 
@@ -30,9 +30,9 @@ class LanguageModelConfig:
     d_model: int = 128
     n_layers: int = 6
     n_heads: int = 4
-    d_mlp: int = 512
+    d_mlp: int = 384
     max_positions: int = 48
-    steps: int = 4000
+    steps: int = 2200
     warm_up: int = 100
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
@@ -93,7 +93,7 @@ def learning_rate_factor(step: int, config: LanguageModelConfig) -> float:
 
 
 def sample_batches(families: dict[str, Batch], vocabulary_size: int, random: np.random.Generator) -> list[Batch]:
-    """One training batch as two batches of like lengths, so that little of the work is padding."""
+    """One training batch as a few batches of like lengths, so that little of the work is padding."""
     rows = []
     for family, share in SHARES.items():
         if family == "induction":
@@ -109,8 +109,7 @@ def sample_batches(families: dict[str, Batch], vocabulary_size: int, random: np.
     length = torch.cat([batch.length for batch in rows])
     whole = Batch(tokens, predicts, length, torch.cat([batch.prompt_length for batch in rows]))
     order = length.argsort(stable=True)
-    cuts = (len(order) * 2 // 5, len(order) * 4 // 5)
-    return [select(whole, part) for part in order.tensor_split(cuts)]
+    return [select(whole, part) for part in order.tensor_split(4)]
 
 
 def _answer_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
@@ -144,7 +143,7 @@ def log_progress(questions: list[Question], tokenizer: PreTrainedTokenizerFast, 
         probes[f"{family} {split}"] = [chosen[i] for i in random.permutation(len(chosen))[:512]]
 
     def on_step(step: int, loss: float, model: LlamaForCausalLM) -> None:
-        if step % every == 0 or step in (1, 50):
+        if step % every == 0 or step == 50:
             scores = {name: round(accuracy(model, tokenizer, probe), 3) for name, probe in probes.items()}
             print(f"step {step}  {time.time() - start:.0f} s  loss {loss:.4f}  {scores}", flush=True)
 

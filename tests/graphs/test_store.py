@@ -92,7 +92,7 @@ hostile = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sa
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(texts=st.lists(hostile, min_size=5, max_size=5), prompt=hostile)
 def test_any_text_is_only_data(tmp_path_factory, make_graph, make_info, texts, prompt):
     store = GraphStore(tmp_path_factory.mktemp("hostile") / "store")
