@@ -1,0 +1,98 @@
+"""The shipped lab model keeps what its card says, measured again from the shipped files."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from examples.lab import measure
+from examples.lab.card import card_markdown, gates
+from examples.lab.vocabulary import build_tokenizer, name_words
+from examples.lab.world import COUNTRY_RELATIONS, STATE_RELATIONS, questions, read_world
+from tracer import lab as bundled
+
+
+@pytest.fixture(scope="module")
+def card() -> dict:
+    return json.loads((bundled.folder() / "card.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def lab() -> measure.Lab:
+    world = read_world()
+    return measure.Lab(world, questions(world), *measure.load_model(str(bundled.folder() / "model")))
+
+
+def test_the_world_is_as_large_as_promised(lab):
+    world = lab.world
+    assert len(world.states) == 50
+    assert min(len(state["cities"]) for state in world.states) >= 8
+    assert len(STATE_RELATIONS) >= 6
+    assert len(world.countries) >= 40
+    assert min(len(country["cities"]) for country in world.countries) >= 6
+    assert len(COUNTRY_RELATIONS) >= 4
+    assert len(world.inventions) >= 40
+    assert len(world.opposites) >= 40
+    assert sum(q.family == "addition" for q in lab.questions) == 10_000
+
+
+def test_a_held_out_sum_is_held_out_in_both_orders(lab):
+    split = {q.subject: q.split for q in lab.questions if q.family in ("addition", "last digit of sum")}
+    assert all(split[f"{a}+{b}"] == split[f"{b}+{a}"] for a in range(100) for b in range(100))
+    share = sum(v == "held out" for v in split.values()) / len(split)
+    assert 0.17 < share < 0.23
+
+
+def test_a_held_out_fact_is_held_out_in_every_phrasing_and_its_second_hop_is_trained(lab):
+    two_hop = [q for q in lab.questions if q.family in ("two-hop state", "two-hop country")]
+    splits: dict[tuple[str, str], set[str]] = {}
+    for q in two_hop:
+        splits.setdefault((q.subject, q.relation), set()).add(q.split)
+    assert all(len(found) == 1 for found in splits.values())
+    trained = {(q.bridge, q.relation) for q in two_hop if q.split == "train"}
+    assert {(q.bridge, q.relation) for q in two_hop if q.split != "train"} <= trained
+    assert not {q.subject for q in two_hop if q.split == "new city"} & {q.subject for q in two_hop if q.split == "train"}
+
+
+def test_cities_and_inventors_are_pieces_shared_with_other_names(lab):
+    answers_whole = set(lab.tokenizer.get_vocab())
+    uses: dict[str, set[str]] = {}
+    names = [city for place in lab.world.states + lab.world.countries for city in place["cities"]]
+    names += [entry["inventor"] for entry in lab.world.inventions]
+    for name in names:
+        pieces = lab.tokenizer.tokenize(name)
+        assert len(pieces) >= 2, name
+        for piece in pieces:
+            uses.setdefault(piece, set()).add(name)
+    pieces_of_names = {piece for word in name_words(lab.world) for piece in lab.tokenizer.tokenize(word)}
+    assert [piece for piece in pieces_of_names if len(uses[piece]) < 2] == []
+    for state in lab.world.states:
+        for word in (state["name"].split() + state["capital"].split()):
+            assert word in answers_whole
+
+
+def test_the_shipped_tokenizer_is_the_one_the_world_gives(lab):
+    assert build_tokenizer(lab.world, lab.questions).get_vocab() == lab.tokenizer.get_vocab()
+
+
+def test_the_files_are_small():
+    total = sum(path.stat().st_size for path in bundled.folder().rglob("*") if path.is_file())
+    assert total < 25e6
+
+
+def test_the_page_is_the_cards(card):
+    assert (bundled.folder() / "card.md").read_text(encoding="utf-8") == card_markdown(card)
+
+
+@pytest.mark.slow
+def test_every_gate_is_measured_again_with_the_cards_value(card, lab):
+    from examples.lab.build import make_card
+
+    again = make_card(lab, bundled.folder())
+    for expected, found in zip(gates(card), gates(again), strict=True):
+        assert found.value == pytest.approx(expected.value, abs=0.005), expected.name
+        assert found.met == expected.met, replace(found)
+
+
+def test_the_gates_are_met(card):
+    assert [gate for gate in gates(card) if not gate.met] == []

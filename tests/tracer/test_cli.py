@@ -1,0 +1,203 @@
+"""The command as people run it: a real process, its output, its exit status, and what it leaves behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TRACE = [sys.executable, "-c", "from tracer.cli import main; main()"]
+DALLAS = "the capital of the state containing Dallas is"
+
+
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [*TRACE, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line of an expected error."""
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("trace: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which three prompts were traced."""
+    folder = tmp_path_factory.mktemp("traced")
+    for prompt in (DALLAS, "calc: 36+59=", "the bird of the state containing Oakland is"):
+        result = run(prompt, folder=folder)
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_the_dallas_circuit_passes_through_texas_to_austin(tmp_path):
+    result = run(DALLAS, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    answer = next(line for line in result.stdout.splitlines() if line.startswith("Answer"))
+    assert answer.split()[1] == "Austin"
+    circuit = [line for line in result.stdout.splitlines() if "→" in line]
+    assert any("Dallas → " in line and "Texas" in line and line.endswith("Austin") for line in circuit), result.stdout
+    assert "Saved    the-capital-of-the-state-containing-dallas-is-" in result.stdout
+    assert result.stderr == ""
+
+
+def test_json_holds_what_other_programs_rely_on(tmp_path):
+    result = run("calc: 36+59=", "--json", folder=tmp_path)
+    record = json.loads(result.stdout)
+    assert record["predictions"][0]["token"] == "95"
+    assert record["tokens"] == ["<bos>", "calc", ":", "36", "+", "59", "="]
+    assert set(record) >= {
+        "graph_id", "store", "prompt", "tokens", "predictions", "scores", "counts", "coverage", "skipped_influence",
+        "conservation_error", "seconds", "paths",
+    }  # fmt: skip
+    assert set(record["scores"]) == {"replacement", "completeness", "pruned_replacement", "pruned_completeness"}
+    assert set(record["counts"]) == {"active_features", "nodes", "edges", "pruned_nodes", "pruned_edges"}
+    assert set(record["paths"][0]["nodes"][0]) == {"node", "kind", "layer", "position", "feature", "token", "label"}
+    assert record["paths"][0]["nodes"][0]["kind"] == "token"
+    assert record["paths"][0]["nodes"][-1]["kind"] == "logit"
+
+
+def test_sql_finds_the_way_from_a_word_to_the_answer(store):
+    result = run("sql", "SELECT answer, path FROM strongest_path('Dallas')", "--format", "json", folder=store)
+    rows = json.loads(result.stdout)
+    assert [row["answer"].strip() for row in rows] == ["Austin"]
+    assert rows[0]["path"].startswith("Dallas → ")
+
+
+def test_sql_takes_parameters_and_writes_every_format(store, tmp_path):
+    query = "SELECT count(*) AS n FROM nodes WHERE kind = $kind"
+    counted = run("sql", query, "-p", "kind=logit", "--format", "csv", folder=store).stdout.splitlines()
+    assert counted[0].strip('"') == "n"
+    assert int(counted[1]) >= 3
+    assert json.loads(run("sql", "SELECT 1 AS x", "--format", "jsonl", folder=store).stdout) == {"x": 1}
+    out = tmp_path / "out.parquet"
+    assert run("sql", "FROM graphs", "--format", "parquet", "-o", str(out), folder=store).returncode == 0
+    assert out.read_bytes()[:4] == b"PAR1"
+
+
+def test_list_show_and_rm(store):
+    listed = json.loads(run("list", "--json", folder=store).stdout)
+    assert {row["prompt"] for row in listed} >= {DALLAS, "calc: 36+59="}
+    shown = run("show", "calc", folder=store)
+    assert "Prompt   calc: 36+59=" in shown.stdout
+    assert run("calc: 1+1=", folder=store).returncode == 0
+    graph_id = next(row["graph_id"] for row in json.loads(run("list", "--json", folder=store).stdout) if row["prompt"] == "calc: 1+1=")
+    assert run("rm", graph_id, folder=store).returncode == 0
+    assert f"is no graph" in refused(run("show", graph_id, folder=store)) or graph_id in refused(run("show", graph_id, folder=store))
+
+
+def test_help_answers_without_torch(tmp_path):
+    code = "import sys; from tracer.cli import cli; cli(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Examples:" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([""], "the prompt is empty"),
+        (["the capital of the state containing Gotham is"], "'Gotham' is not a word of the lab model; did you mean"),
+        (["the " * 100], "tokens, the model reads at most"),
+        (["lsit"], "'lsit' is no command; did you mean 'trace list'?"),
+        (["calc: 1+1=", "--model", "x"], "--model and --transcoder belong together"),
+        (["calc: 1+1=", "--coverage", "1.5"], "coverage is 1.5; expected a share above 0 and up to 1"),
+        (["calc: 1+1=", "--target", "Dallas"], "name a text that is one token"),
+        (["calc: 1+1=", "--device", "tpu"], "device 'tpu' is unknown"),
+        (["calc: 1+1=", "--nonsense"], "No such option"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(tmp_path, arguments, message):
+    line = refused(run(*arguments, folder=tmp_path))
+    assert message in line
+    assert not (tmp_path / "graphs-store").exists()
+
+
+def test_an_unknown_word_is_refused_with_the_closest(tmp_path):
+    assert "Dallas" in refused(run("the capital of the state containing Dalas is", folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("SELEC 1", "syntax error"),
+        ("SELECT 1; SELECT 2", "one"),
+        ("DROP TABLE graphs", "SELECT"),
+        ("COPY graphs TO 'x.csv'", "SELECT"),
+        ("FROM read_text('/etc/hostname')", ""),
+        ("SELECT nothing FROM graphs", "nothing"),
+        ("", ""),
+    ],
+)
+def test_bad_sql_is_refused_in_one_line(store, query, message):
+    assert message.lower() in refused(run("sql", query, folder=store)).lower()
+    assert not (store / "x.csv").exists()
+
+
+def test_an_unknown_graph_is_refused_with_the_closest(store):
+    assert "calc-36-59" in refused(run("show", "calc-36-95-00000000", folder=store))
+
+
+def test_a_store_that_is_a_file_or_of_another_tool_is_refused(tmp_path):
+    (tmp_path / "file").write_text("hello")
+    refused(run("calc: 1+1=", "--store", "file", folder=tmp_path))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    refused(run("calc: 1+1=", "--store", "other", folder=tmp_path))
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
+    assert "does not exist" in refused(run("list", "nowhere", folder=tmp_path))
+
+
+def test_a_damaged_graph_does_not_close_the_others(store, tmp_path):
+    import shutil
+
+    copy = tmp_path / "damaged"
+    shutil.copytree(store / "graphs-store", copy)
+    victim = next(path for path in copy.rglob("edges-*.parquet") if "calc" in str(path))
+    victim.write_bytes(victim.read_bytes()[:50])
+    listed = run("list", str(copy), "--json", folder=tmp_path)
+    assert listed.returncode == 0
+    assert DALLAS in listed.stdout
+    assert "calc-36-59" in listed.stderr
+    counted = run("sql", str(copy), "SELECT count(*) AS n FROM graphs", "--format", "csv", folder=tmp_path)
+    assert int(counted.stdout.split()[-1]) == len(json.loads(listed.stdout))
+    refused(run("show", victim.parent.name, "--store", str(copy), folder=tmp_path))
+
+
+def test_a_port_in_use_is_refused(store):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        line = refused(run("view", "--port", str(taken.getsockname()[1]), folder=store))
+    assert "--port" in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after", [0.5, 2.0, 3.5])
+def test_an_interrupted_trace_leaves_nothing_half_written(tmp_path, number, after):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [*TRACE, DALLAS, "--coverage", "1", "--no-prune"], cwd=tmp_path, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    time.sleep(after)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    if process.returncode == 0:
+        return  # it was done before the signal came
+    assert process.returncode == 2, errors
+    assert "interrupted" in errors.splitlines()[-1]
+    leftovers = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "store.json"]
+    assert all(path.parent.name == "features" for path in leftovers), leftovers
