@@ -257,7 +257,7 @@ def _check_is_prompt(text: str) -> None:
 
 
 def _require_store(store: "GraphStore") -> None:
-    if not store.exists():
+    if not store.folder.exists():
         raise CommandError(f'{store.folder} does not exist; trace a prompt first, as in trace "calc: 36+59=".')
 
 
