@@ -17,7 +17,14 @@ def cli_markdown() -> str:
     parts += ["## trace", "", "```text", _help(cli, context), "```", ""]
     for name, command in cli.commands.items():
         shown = 'trace "PROMPT"' if name == "prompt" else f"trace {name}"
-        parts += [f"## {shown}", "", "```text", _help(command, click.Context(command, info_name=name, parent=context)), "```", ""]
+        parts += [
+            f"## {shown}",
+            "",
+            "```text",
+            _help(command, click.Context(command, info_name=name, parent=context)),
+            "```",
+            "",
+        ]
     return "\n".join(parts)
 
 

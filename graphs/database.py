@@ -40,6 +40,9 @@ def query(contents: Mapping[str, Content], sql: str, parameters: Mapping[str, ob
     Raises `GraphError` with DuckDB's message.
     """
     with _told_in_one_line(), duckdb.connect(":memory:", config=_CONFIG) as connection:
+        for text in (sql, *parameters.values()):
+            if isinstance(text, str):
+                text.encode()  # DuckDB takes text with lone surrogates for no text at all
         statement = _checked(connection, sql)
         _create_tables(connection, contents)
         for lock in (
@@ -54,18 +57,19 @@ def query(contents: Mapping[str, Content], sql: str, parameters: Mapping[str, ob
 
 def _checked(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
     """The one statement of the text, if it only reads. This is for good messages; the lock is what protects."""
-    sql.encode()  # DuckDB takes a text with lone surrogates for no text at all
     statements = connection.extract_statements(sql)
-    if len(statements) != 1:
-        raise GraphError(f"the query has {len(statements)} statements; give exactly one SELECT.")
+    # versions of DuckDB differ in what they make of a PIVOT that has to look for its values
+    if len(statements) != 1 or statements[0].type == duckdb.StatementType.MULTI:
+        raise GraphError(
+            f"the query has {len(statements) or 'no'} statements, or a PIVOT without its values; give exactly one "
+            "SELECT, or PIVOT … ON kind IN ('token', 'feature') …"
+        )
     [statement] = statements
     if statement.type == duckdb.StatementType.EXPLAIN:
         explained = re.sub(r"\s*EXPLAIN\b", "", statement.query, count=1, flags=re.IGNORECASE)
         if re.match(r"\s*(ANALYZE\b|\()", explained, flags=re.IGNORECASE):
             raise GraphError("only plain EXPLAIN is allowed, without ANALYZE or options; write EXPLAIN SELECT …")
         _checked(connection, explained)
-    elif statement.type == duckdb.StatementType.MULTI:
-        raise GraphError("PIVOT must name its values to be one SELECT; write PIVOT … ON kind IN ('token', 'feature') …")
     elif statement.type != duckdb.StatementType.SELECT:
         raise GraphError(
             f"{statement.type.name} statements are not allowed, the store is only read; use SELECT, DESCRIBE, SHOW "

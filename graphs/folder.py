@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from graphs.columns import edges_to_table, graph_from_tables, info_from_row, info_to_table, nodes_to_table
 from graphs.errors import GraphError
-from graphs.files import new_nonce, sync_folder, temporary_path, write_durably
+from graphs.files import is_temporary, new_nonce, sync_folder, temporary_path, write_durably
 from graphs.graph import AttributionGraph
 from graphs.schema import tables
 
@@ -41,6 +41,18 @@ class Head:
     edges: Path
 
 
+Stamp = tuple[int, int, int]
+"""Changes when a file is replaced or written to."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A head whose files were found readable, and which files these were."""
+
+    head: Head
+    stamps: tuple[Stamp, ...]
+
+
 def write_graph(folder: Path, graph: AttributionGraph, graph_id: str) -> None:
     """Put the graph into the folder in place of an older version; only one process may do so at a time."""
     nonce = new_nonce()
@@ -58,7 +70,8 @@ def write_graph(folder: Path, graph: AttributionGraph, graph_id: str) -> None:
         raise
     sync_folder(folder)
     # the version that was replaced, and what killed saves left behind
-    _remove(folder, set(folder.iterdir()) - {folder / HEAD, *paths})
+    data = {path for path in folder.iterdir() if path.match("nodes-*.parquet") or path.match("edges-*.parquet")}
+    _remove(folder, {path for path in folder.iterdir() if is_temporary(path)} | data - set(paths))
 
 
 def read_graph(folder: Path) -> AttributionGraph:
@@ -66,15 +79,20 @@ def read_graph(folder: Path) -> AttributionGraph:
     return steadily(folder, _read_data)
 
 
-def check_graph(folder: Path) -> Head:
+def check_graph(folder: Path) -> Checked:
     """The graph's head, if the footers of all three files are readable. Raises one of `DAMAGE`."""
-    return steadily(folder, _check_footers)
+    commit = _stamp(folder / HEAD)  # before reading, so that a later version does not pass for this one
+    return steadily(
+        folder, lambda head: Checked(_check_footers(head), (commit, *map(_stamp, (head.nodes, head.edges))))
+    )
 
 
-def stamp(path: Path) -> tuple[int, int, int]:
-    """Changes when the file is replaced or written to."""
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+def is_unchanged(folder: Path, checked: Checked) -> bool:
+    """Whether the folder's files are still those that were checked."""
+    head = checked.head
+    with suppress(FileNotFoundError):
+        return tuple(map(_stamp, (folder / HEAD, head.nodes, head.edges))) == checked.stamps
+    return False
 
 
 def steadily(folder: Path, read: Callable[[Head], _Result]) -> _Result:
@@ -88,6 +106,11 @@ def steadily(folder: Path, read: Callable[[Head], _Result]) -> _Result:
             if head.nodes == before.nodes:
                 raise
     raise GraphError("it is replaced faster than it can be read")
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _data_files(folder: Path, nonce: str) -> tuple[Path, Path]:

@@ -27,7 +27,7 @@ from graphs import database
 from graphs.columns import info_from_row
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, is_temporary, locked_folder, write_atomically
-from graphs.folder import DAMAGE, HEAD, Head, check_graph, read_graph, stamp, write_graph
+from graphs.folder import DAMAGE, HEAD, Checked, Head, check_graph, is_unchanged, read_graph, write_graph
 from graphs.graph import AttributionGraph, GraphInfo
 from graphs.schema import SCHEMA_VERSION, tables
 
@@ -38,7 +38,6 @@ _TRANSCODER = b"transcoder"
 _ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _SLUG_LENGTH = 40
 _ATTEMPTS = 50  # of a query whose graphs are replaced under its hands
-_Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class GraphStore:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self._heads: dict[str, tuple[tuple[_Stamp, ...], Head]] = {}
+        self._checked: dict[str, Checked] = {}
         _check_folder(self.folder)
 
     def save(self, graph: AttributionGraph) -> str:
@@ -190,14 +189,10 @@ class GraphStore:
 
     def _head(self, folder: Path) -> Head:
         """The graph's head, checked once as long as its files stay the same. Raises one of `DAMAGE`."""
-        commit = stamp(folder / HEAD)  # before reading, so that a later version is noticed
-        with suppress(KeyError, FileNotFoundError):
-            stamps, head = self._heads[folder.name]
-            if stamps == (commit, stamp(head.nodes), stamp(head.edges)):
-                return head
-        head = check_graph(folder)
-        self._heads[folder.name] = ((commit, stamp(head.nodes), stamp(head.edges)), head)
-        return head
+        checked = self._checked.get(folder.name)
+        if checked is None or not is_unchanged(folder, checked):
+            checked = self._checked[folder.name] = check_graph(folder)
+        return checked.head
 
     def _features_path(self, transcoder: str) -> Path:
         return self.folder / "features" / f"{_slug(transcoder) or 'transcoder'}-{_digest([transcoder])}.parquet"

@@ -24,7 +24,7 @@ def attribute(
     labels: dict[tuple[int, int], str] | None = None,
     on_progress: Callable[[int, int], None] = ignore,
 ) -> AttributionGraph:
-    """The attribution graph of one prompt: every active feature, error and token, and the rows that `coverage` asks for.
+    """The attribution graph of one prompt: all active features, errors and tokens, and the rows `coverage` asks for.
 
     `labels` names features by (layer, feature).
     """

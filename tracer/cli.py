@@ -63,14 +63,27 @@ def cli() -> None:
 @click.option("--model", help="Hugging Face model directory or Hub id.  [default: the bundled lab model]")
 @click.option("--transcoder", type=click.Path(path_type=Path), help="Transcoder folder for that model.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option("--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder to save the graph in.")
+@click.option(
+    "--store",
+    default=DEFAULT_STORE,
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder to save the graph in.",
+)
 @click.option("--target", help="Explain this token instead of the most probable ones.")
 @click.option("--target-minus", help="Explain --target less this token.")
 @click.option("--max-logits", default=10, show_default=True, help="Explain at most this many tokens.")
 @click.option("--logit-mass", default=0.95, show_default=True, help="… until their probabilities sum to this.")
-@click.option("--coverage", default=0.99, show_default=True, help="Share of each layer's influence to follow; 1 attributes all features.")
+@click.option(
+    "--coverage",
+    default=0.99,
+    show_default=True,
+    help="Share of each layer's influence to follow; 1 attributes all features.",
+)
 @click.option("--max-features", type=int, help="Attribute at most this many features.")
-@click.option("--node-threshold", default=0.8, show_default=True, help="Keep nodes that hold this share of the influence.")
+@click.option(
+    "--node-threshold", default=0.8, show_default=True, help="Keep nodes that hold this share of the influence."
+)
 @click.option("--edge-threshold", default=0.98, show_default=True, help="Keep edges that hold this share between them.")
 @click.option("--no-prune", is_flag=True, help="Save every node and edge.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -123,9 +136,23 @@ def view(folder: Path, port: int, open_browser: bool) -> None:
 
 @cli.command("sql")
 @click.argument("arguments", nargs=-1, required=True, metavar="[FOLDER] QUERY")
-@click.option("--format", "form", type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]), help="[default: table on a terminal, csv on a pipe]")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead of stdout.")
-@click.option("-p", "--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="Value of $NAME in the query; repeatable.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]),
+    help="[default: table on a terminal, csv on a pipe]",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead of stdout."
+)
+@click.option(
+    "-p",
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Value of $NAME in the query; repeatable.",
+)
 def sql(arguments: tuple[str, ...], form: str | None, output: Path | None, parameters: tuple[str, ...]) -> None:
     """Query all saved graphs with one read-only DuckDB SELECT.
 
@@ -138,9 +165,10 @@ def sql(arguments: tuple[str, ...], form: str | None, output: Path | None, param
       trace sql my-graphs "SELECT label, count(*) FROM nodes WHERE token = \\$t GROUP BY 1" -p t=is
     """
     if len(arguments) > 2:
-        raise CommandError(f"{len(arguments)} arguments were given; expected an optional folder and one query in quotes.")
+        raise CommandError(
+            f"{len(arguments)} arguments were given; expected an optional folder and one query in quotes."
+        )
     from graphs import GraphStore
-
     from tracer import commands
 
     store = GraphStore(Path(arguments[0]) if len(arguments) == 2 else Path(DEFAULT_STORE))
@@ -167,7 +195,6 @@ def list_graphs(folder: Path, as_json: bool) -> None:
       trace list
     """
     from graphs import GraphStore
-
     from tracer import commands
 
     store = GraphStore(folder)
@@ -178,7 +205,9 @@ def list_graphs(folder: Path, as_json: bool) -> None:
 
 @cli.command("show")
 @click.argument("graph_id")
-@click.option("--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder of saved graphs.")
+@click.option(
+    "--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder of saved graphs."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def show(graph_id: str, store: Path, as_json: bool) -> None:
     """Print the circuit of a saved graph; GRAPH_ID may be shortened.
@@ -188,7 +217,6 @@ def show(graph_id: str, store: Path, as_json: bool) -> None:
       trace show the-capital-of
     """
     from graphs import GraphStore
-
     from tracer import commands
 
     folder = GraphStore(store)
@@ -198,7 +226,9 @@ def show(graph_id: str, store: Path, as_json: bool) -> None:
 
 @cli.command("rm")
 @click.argument("graph_ids", nargs=-1, required=True)
-@click.option("--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder of saved graphs.")
+@click.option(
+    "--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder of saved graphs."
+)
 def remove(graph_ids: tuple[str, ...], store: Path) -> None:
     """Delete saved graphs; damaged ones too.
 

@@ -116,7 +116,8 @@ def graph_list(store: GraphStore, *, as_json: bool) -> str:
         {
             "graph_id": graph.graph_id, "prompt": graph.info.prompt, "model": graph.info.model,
             "nodes": graph.n_nodes, "edges": graph.n_edges, "replacement": graph.info.replacement_score,
-            "completeness": graph.info.completeness_score, "created_at": graph.info.created_at.isoformat(timespec="seconds"),
+            "completeness": graph.info.completeness_score,
+            "created_at": graph.info.created_at.isoformat(timespec="seconds"),
         }
         for graph in stored
     ]  # fmt: skip
@@ -163,15 +164,15 @@ def _text(record: dict, graph: AttributionGraph) -> str:
         lines.append(f"  {route.share:6.1%}  " + " → ".join(route.steps))
     whole = f"{counts['active_features']} active features"
     if "pruned_nodes" in counts:
-        whole += f"; {counts['nodes']} nodes and {counts['edges']} edges, of which {graph.n_nodes} and {graph.n_edges} kept"
+        whole += (
+            f"; {counts['nodes']} nodes and {counts['edges']} edges, of which {graph.n_nodes} and {graph.n_edges} kept"
+        )
     else:
         whole += f"; {graph.n_nodes} nodes and {graph.n_edges} edges kept"
     lines += ["", f"Graph    {whole}"]
     lines.append(f"Scores   replacement {scores['replacement']:.2f}, completeness {scores['completeness']:.2f}")
     if scores["pruned_replacement"] is not None:
-        lines[-1] += (
-            f"; after pruning {scores['pruned_replacement']:.2f} and {scores['pruned_completeness']:.2f}"
-        )
+        lines[-1] += f"; after pruning {scores['pruned_replacement']:.2f} and {scores['pruned_completeness']:.2f}"
     lines.append(
         f"Checked  edges + bias = pre-activation to {record['conservation_error']:.0e}; logits reproduced to "
         f"{record['logits_error']:.0e}; at most {record['skipped_influence']:.2%} of the influence was skipped"
@@ -214,7 +215,9 @@ def _flat(table: pa.Table) -> pa.Table:
     """Lists and structs as JSON text: CSV has no nested values."""
     for i, column in enumerate(table.schema):
         if pa.types.is_nested(column.type):
-            texts = [None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in table[i].to_pylist()]
+            texts = [
+                None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in table[i].to_pylist()
+            ]
             table = table.set_column(i, column.name, pa.array(texts, pa.string()))
     return table
 

@@ -88,16 +88,16 @@ def one_token(replacement: ReplacementModel, text: str) -> int:
     ids = replacement.tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         pieces = " ".join(replacement.token_text(i) for i in ids)
-        raise TraceError(f"target {text!r} is {len(ids)} tokens ({pieces}); name a text that is one token of this model.")
+        raise TraceError(
+            f"target {text!r} is {len(ids)} tokens ({pieces}); name a text that is one token of this model."
+        )
     return ids[0]
 
 
 def _predictions(replacement: ReplacementModel, local: LocalReplacementModel) -> tuple[Prediction, ...]:
     """The five most probable next tokens, or fewer where those before hold all but a thousandth."""
     ids, probabilities = top_tokens(local, max_logits=5, logit_mass=0.999)
-    return tuple(
-        Prediction(replacement.token_text(i), i, p) for i, p in zip(ids, probabilities, strict=True)
-    )
+    return tuple(Prediction(replacement.token_text(i), i, p) for i, p in zip(ids, probabilities, strict=True))
 
 
 def _peak_memory_mb() -> float:

@@ -111,7 +111,9 @@ class ReplacementModel:
             tokenizer = AutoTokenizer.from_pretrained(model)
         except OSError as error:
             first = str(error).splitlines()[0]
-            raise TraceError(f"the model {model} cannot be loaded ({first}); give a local directory or a Hub id.") from error
+            raise TraceError(
+                f"the model {model} cannot be loaded ({first}); give a local directory or a Hub id."
+            ) from error
         loaded = load(transcoder, device=device, dtype=dtype)
         origin = Origin(
             name or str(model), _model_revision(network, Path(model)),
@@ -125,7 +127,7 @@ class ReplacementModel:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         transcoder: CrossLayerTranscoder,
-        origin: Origin = Origin(),  # noqa: B008 (a frozen value)
+        origin: Origin = Origin(),
     ) -> "ReplacementModel":
         """Put loaded parts together, and check that they fit."""
         anatomy = dissect(model)
@@ -134,7 +136,9 @@ class ReplacementModel:
             ("layers", config.n_layers, len(anatomy.layers)), ("width", config.d_model, model.config.hidden_size)
         ):  # fmt: skip
             if ours != theirs:
-                raise TraceError(f"the transcoder has {what} {ours}, the model {theirs}; it was trained on another model.")
+                raise TraceError(
+                    f"the transcoder has {what} {ours}, the model {theirs}; it was trained on another model."
+                )
         if model.config._attn_implementation != "eager":
             raise TraceError('the model hides its attention patterns; load it with attn_implementation="eager".')
         return cls(model, tokenizer, transcoder, anatomy, origin)

@@ -224,6 +224,6 @@ def _check(rows: Rows, dtype: torch.dtype) -> None:
     for law, error in (("logits", rows.logits_error), ("conservation", rows.conservation_error)):
         if not error <= allowed:  # also when it is NaN
             raise TraceError(
-                f"the {law} check failed: relative error {error:.1e}, at most {allowed:.0e} allowed; the graph would be "
-                "wrong. Check the model and transcoder weights for NaN, or use dtype float32 or float64."
+                f"the {law} check failed: relative error {error:.1e}, at most {allowed:.0e} allowed; the graph would "
+                "be wrong. Check the model and transcoder weights for NaN, or use dtype float32 or float64."
             )

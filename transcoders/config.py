@@ -33,7 +33,9 @@ class TranscoderConfig:
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")
         if (self.activation == "topk") != (self.k > 0):
-            raise ValueError(f"k is {self.k} with activation {self.activation!r}; k > 0 belongs to topk, and only to it.")
+            raise ValueError(
+                f"k is {self.k} with activation {self.activation!r}; k > 0 belongs to topk, and only to it."
+            )
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,15 @@ class CrossLayerTranscoder(nn.Module):
             for decoder in self.W_dec:
                 decoder.copy_((torch.rand(decoder.shape, generator=generator) * 2 - 1) * bound)
 
-    def pre_activations(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position feature"]:
+    def pre_activations(
+        self, inputs: Float[Tensor, "layer position d_model"]
+    ) -> Float[Tensor, "layer position feature"]:
         """z = W_enc x + b_enc, layer by layer."""
         return torch.baddbmm(self.b_enc[:, None], inputs, self.W_enc.transpose(1, 2))
 
-    def activate(self, pre_activation: Float[Tensor, "layer position feature"]) -> Float[Tensor, "layer position feature"]:
+    def activate(
+        self, pre_activation: Float[Tensor, "layer position feature"]
+    ) -> Float[Tensor, "layer position feature"]:
         """Feature activations: the pre-activation of active features, 0 of the others."""
         match self.config.activation:
             case "relu":
@@ -56,7 +60,9 @@ class CrossLayerTranscoder(nn.Module):
         """Feature activations of MLP inputs."""
         return self.activate(self.pre_activations(inputs))
 
-    def encode_layer(self, layer: int, inputs: Float[Tensor, "*position d_model"]) -> Float[Tensor, "*position feature"]:
+    def encode_layer(
+        self, layer: int, inputs: Float[Tensor, "*position d_model"]
+    ) -> Float[Tensor, "*position feature"]:
         """Feature activations of one layer."""
         pre_activation = inputs @ self.W_enc[layer].T + self.b_enc[layer]
         match self.config.activation:

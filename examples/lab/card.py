@@ -65,8 +65,8 @@ def card_markdown(card: dict) -> str:
         "|---|---|---|---|",
         *(f"| {g.name} | {g.value:.4g} | {g.bound} | {'met' if g.met else '**missed**'} |" for g in gates(card)),
         "",
-        "Two-hop generalisation means: this city was never asked about with this relation, but its place was asked about "
-        "with the relation through other cities. Cities new to two-hop questions are the column *new city*.",
+        "Two-hop generalisation means: this city was never asked about with this relation, but its place was asked "
+        "about with the relation through other cities. Cities new to two-hop questions are the column *new city*.",
         "",
         "## Accuracy",
         "",
@@ -82,19 +82,38 @@ def card_markdown(card: dict) -> str:
     for family, swaps in model["residual_swap"].items():
         for name, shares in swaps.items():
             lines.append(f"- {family}, {name}: " + ", ".join(f"{share:.3f}" for share in shares))
-    lines += ["", "## Transcoder", "", "| family | prompts | unseen in training | top-1 match | KL (nats) | relative error | features per token |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "## Transcoder",
+        "",
+        "| family | prompts | unseen in training | top-1 match | KL (nats) | relative error | features per token |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for family, f in transcoder["families"].items():
         lines.append(
             f"| {family} | {f['prompts']} | {'yes' if f['held out'] else 'no: the family has no other prompts'} | "
             f"{f['top1_match']:.4f} | {f['kl']:.4f} | {f['relative_error']:.4f} | {f['l0']:.1f} |"
         )
     by_position = ", ".join(f"{k} {v:.4f}" for k, v in transcoder["relative_error_by_position"].items())
-    lines += ["", f"Relative error by kind of position: {by_position}.", "", "## Graphs", "", "| prompts | graphs | replacement | completeness | active features |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        f"Relative error by kind of position: {by_position}.",
+        "",
+        "## Graphs",
+        "",
+        "| prompts | graphs | replacement | completeness | active features |",
+        "|---|---|---|---|---|",
+    ]
     for name, g in card["graphs"].items():
-        lines.append(f"| held-out {name} | {g['graphs']} | {g['replacement']:.3f} | {g['completeness']:.3f} | {g['active_features']:.0f} |")
+        scores = f"{g['replacement']:.3f} | {g['completeness']:.3f}"
+        lines.append(f"| held-out {name} | {g['graphs']} | {scores} | {g['active_features']:.0f} |")
     build = card.get("build", {})
     spent = ", ".join(f"{name} {seconds / 60:.0f} min" for name, seconds in build.get("seconds", {}).items())
-    lines += ["", f"Built {build.get('date')} with torch {build.get('torch')} on {build.get('threads')} threads: {spent}.", ""]
+    lines += [
+        "",
+        f"Built {build.get('date')} with torch {build.get('torch')} on {build.get('threads')} threads: {spent}.",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -137,8 +137,11 @@ def log_progress(questions: list[Question], tokenizer: PreTrainedTokenizerFast, 
     start = time.time()
     random = np.random.default_rng(1)
     probes = {}
-    for family, split in [("two-hop state", "held out"), ("addition", "held out"), ("three-hop", "train"), ("three-hop", "held out"),
-                          ("indirect object", "held out"), ("city of state", "train"), ("opposites french", "train")]:  # fmt: skip
+    watched = {
+        "held out": ("two-hop state", "addition", "three-hop", "indirect object"),
+        "train": ("city of state", "opposites french", "three-hop"),
+    }
+    for family, split in [(family, split) for split, families in watched.items() for family in families]:
         chosen = [q for q in questions if (q.family, q.split) == (family, split)]
         probes[f"{family} {split}"] = [chosen[i] for i in random.permutation(len(chosen))[:512]]
 

@@ -67,7 +67,9 @@ def measure_accuracy(lab: Lab) -> dict[str, dict[str, float]]:
 
 def subject_last(lab: Lab, family: str, splits: tuple[str, ...] = ("held out",)) -> list[Question]:
     """Two-hop questions in the phrasing that names the relation before the city."""
-    return [q for q in lab.questions if q.family == family and q.split in splits and q.prompt.endswith(f"{q.subject} is")]
+    return [
+        q for q in lab.questions if q.family == family and q.split in splits and q.prompt.endswith(f"{q.subject} is")
+    ]
 
 
 def swap_pairs(lab: Lab, family: str) -> Pairs:
@@ -84,7 +86,9 @@ def measure_residual_swaps(lab: Lab) -> dict[str, dict[str, list[float]]]:
         layers = range(lab.model.config.num_hidden_layers)
         result[family] = {
             "donor city": [residual_swap(lab.model, pairs, layer) for layer in layers],
-            "mean of the donor place's cities": [mean_residual_swap(lab.model, pairs, layer, means) for layer in layers],
+            "mean of the donor place's cities": [
+                mean_residual_swap(lab.model, pairs, layer, means) for layer in layers
+            ],
         }
     return result
 
@@ -114,7 +118,7 @@ def measure_transcoder(lab: Lab, transcoder: CrossLayerTranscoder, per_family: i
         for kind, values in _errors_by_position(lab, transcoder, chosen, tokens, keep, lengths).items():
             errors[kind] += values
     assert active is not None
-    everything = sum(errors.values(), [])
+    everything = [value for values in errors.values() for value in values]
     return {
         "top1_match": matched / n_all,
         "relative_error": float(np.mean(everything)),
@@ -152,7 +156,11 @@ def measure_place_features(lab: Lab, transcoder: CrossLayerTranscoder, last_laye
             enter[row, : last_layer + 1] = torch.tensor(found[theirs])
         swapped = feature_swap(lab.model, transcoder, pairs, last_layer, leave, enter)
         at_random = feature_swap(
-            lab.model, transcoder, pairs, last_layer, *_random_features(lab, transcoder, pairs, last_layer, leave, enter)
+            lab.model,
+            transcoder,
+            pairs,
+            last_layer,
+            *_random_features(lab, transcoder, pairs, last_layer, leave, enter),
         )
         numbers[family] = {
             "places": len(places), "places_with_feature": float((best >= FEATURE_F1).mean()),

@@ -88,7 +88,9 @@ def _site_kinds(lab: Lab, chosen: list[Question], lengths: torch.Tensor, firing:
     return kinds
 
 
-def _labels(firing: Firing, layer: int, site_tags: list[list[tuple[str, str]]], kinds: np.ndarray) -> list[Label | None]:
+def _labels(
+    firing: Firing, layer: int, site_tags: list[list[tuple[str, str]]], kinds: np.ndarray
+) -> list[Label | None]:
     """Each feature is named after what holds at the kind of site where most of its activation falls."""
     matrix = firing.activation[layer].tocsc()
     mass = np.stack([np.asarray(matrix[:, kinds == kind].sum(axis=1)).ravel() for kind in (SUBJECT, LAST, OTHER)])

@@ -6,6 +6,7 @@ made of pieces that other names share must first be recognised where they stand.
 
 import re
 from collections import Counter
+from itertools import pairwise
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -30,9 +31,7 @@ def build_tokenizer(world: World, questions: list[Question]) -> PreTrainedTokeni
     pieces = letters + [left + right.removeprefix(CONTINUES) for left, right in merges]
     words = sorted(whole, key=lambda word: (not word.isdigit(), int(word) if word.isdigit() else 0, word))
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys([BOS, *words, *pieces]))}
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, continuing_subword_prefix=CONTINUES, ignore_merges=True)
-    )
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix=CONTINUES, ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
     )
@@ -60,7 +59,7 @@ def name_words(world: World) -> set[str]:
 
 
 def _shared_merges(words: set[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges such that every piece left in some word is left in another word too, and no word is one piece."""
+    """Byte-pair merges that leave no word whole, and no piece of several letters in one word only."""
     banned: set[str] = set()
     while True:
         merges, segmentation = _merge_pairs(sorted(words), banned)
@@ -77,7 +76,7 @@ def _merge_pairs(words: list[str], banned: set[str]) -> tuple[list[tuple[str, st
     forbidden = banned | set(words)
     merges = []
     while True:
-        pairs = Counter(pair for pieces in segmentation for pair in zip(pieces, pieces[1:], strict=False))
+        pairs = Counter(pair for pieces in segmentation for pair in pairwise(pieces))
         allowed = [(n, pair) for pair, n in pairs.items() if n > 1 and _joined(pair) not in forbidden]
         if not allowed:
             return merges, segmentation

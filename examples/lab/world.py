@@ -85,7 +85,9 @@ def _places(places: list[dict], kind: str, relations: tuple[str, ...], random: n
             split = "new city" if city in new else "held out" if held_out else "train"
             fact = Question(f"two-hop {kind}", "", place[relation], city, relation, place["name"], split)
             result += _ask(
-                fact, f"the {relation} of the {kind} containing {city} is", f"the {kind} containing {city} has the {relation}"
+                fact,
+                f"the {relation} of the {kind} containing {city} is",
+                f"the {kind} containing {city} has the {relation}",
             )
     return result
 
@@ -101,7 +103,9 @@ def _inventions(world: World, random: np.random.Generator) -> list[Question]:
         fact = Question("birthplace", "", town, person, "birthplace", town)
         result += _ask(fact, f"the birthplace of {person} is", f"{person} was born in")
         fact = Question("two-hop invention", "", town, thing, "birthplace", person)
-        result += _ask(fact, f"the birthplace of the inventor of the {thing} is", f"the inventor of the {thing} was born in")
+        result += _ask(
+            fact, f"the birthplace of the inventor of the {thing} is", f"the inventor of the {thing} was born in"
+        )
         fact = Question("two-hop invention", "", country, person, "country", town)
         result += _ask(
             fact, f"the country of the birthplace of {person} is", f"the birthplace of {person} is in the country of"
@@ -143,7 +147,9 @@ def _digits() -> list[Question]:
         result += _ask(replace(fact, answer=str(n // 10), relation="tens"), f"the tens of {n} is")
         if n < LARGEST_NUMBER:
             result += _ask(replace(fact, answer=str(n + 1), relation="next"), f"the number after {n} is")
-            result += _ask(replace(fact, subject=str(n + 1), answer=str(n), relation="previous"), f"the number before {n + 1} is")
+            result += _ask(
+                replace(fact, subject=str(n + 1), answer=str(n), relation="previous"), f"the number before {n + 1} is"
+            )
     return result
 
 

@@ -51,7 +51,9 @@ def test_a_held_out_fact_is_held_out_in_every_phrasing_and_its_second_hop_is_tra
     assert all(len(found) == 1 for found in splits.values())
     trained = {(q.bridge, q.relation) for q in two_hop if q.split == "train"}
     assert {(q.bridge, q.relation) for q in two_hop if q.split != "train"} <= trained
-    assert not {q.subject for q in two_hop if q.split == "new city"} & {q.subject for q in two_hop if q.split == "train"}
+    assert not {q.subject for q in two_hop if q.split == "new city"} & {
+        q.subject for q in two_hop if q.split == "train"
+    }
 
 
 def test_cities_and_inventors_are_pieces_shared_with_other_names(lab):
@@ -67,7 +69,7 @@ def test_cities_and_inventors_are_pieces_shared_with_other_names(lab):
     pieces_of_names = {piece for word in name_words(lab.world) for piece in lab.tokenizer.tokenize(word)}
     assert [piece for piece in pieces_of_names if len(uses[piece]) < 2] == []
     for state in lab.world.states:
-        for word in (state["name"].split() + state["capital"].split()):
+        for word in state["name"].split() + state["capital"].split():
             assert word in answers_whole
 
 

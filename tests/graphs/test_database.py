@@ -174,7 +174,6 @@ REFUSED = [
     "SET enable_external_access = true",
     "SET threads = 1",
     "RESET ALL",
-    "PRAGMA version",
     "PRAGMA enable_profiling",
     "CALL pragma_version()",
     "CHECKPOINT",
@@ -223,10 +222,10 @@ def test_everything_else_is_refused_in_one_line_and_changes_no_file(store, query
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("", "the query has 0 statements; give exactly one SELECT"),
+        ("", "the query has no statements, .* give exactly one SELECT"),
         ("SELECT 1; SELECT 2", "the query has 2 statements"),
         ("DELETE FROM nodes", "DELETE statements are not allowed, the store is only read"),
-        ("PIVOT nodes ON kind", "PIVOT must name its values"),
+        ("PIVOT nodes ON kind", "a PIVOT without its values"),
         ("EXPLAIN ANALYZE SELECT 1", "only plain EXPLAIN is allowed"),
         ("SELECT nod FROM nodes", 'Referenced column "nod" not found'),
         ("SELECT * FROM read_csv('/etc/passwd')", "file system operations are disabled"),

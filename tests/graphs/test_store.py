@@ -75,38 +75,46 @@ def test_every_field_of_the_info_comes_back(tmp_path, make_graph, make_info):
     assert loaded.created_at.microsecond == 678901
 
 
-hostile = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
-    [
-        "'; DROP TABLE nodes; --",
-        '"',
-        "\0",
-        "../../etc/passwd",
-        "\n\r\t",
-        "{}",
-        "$word",
-        "\U0001d518\U0001d52b\U0001d526",
-        "\u202e",
-        "NULL",
-        " ",
-    ]
-)
+HOSTILE = [
+    "'; DROP TABLE nodes; --",
+    '"',
+    "\0",
+    "../../etc/passwd",
+    "\n\r\t",
+    "{}",
+    "$word",
+    "\U0001d518\U0001d52b",
+    "\u202e",
+    "NULL",
+    " ",
+]
+hostile_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(HOSTILE)
 
 
-@settings(max_examples=25, deadline=None)
-@given(texts=st.lists(hostile, min_size=5, max_size=5), prompt=hostile)
-def test_any_text_is_only_data(tmp_path_factory, make_graph, make_info, texts, prompt):
-    store = GraphStore(tmp_path_factory.mktemp("hostile") / "store")
+def graph_of_texts(make_graph, make_info, texts, prompt):
     info = make_info(
         prompt, tokens=tuple(texts[:2]), token_ids=(3, 4), words=tuple(texts[1:3]), model=texts[3], transcoder=texts[4]
     )
-    graph = make_graph("tfl", [(0, 1, 1.0), (1, 2, 1.0)], info=info, label=np.array(texts[:3], dtype=object))
+    return make_graph("tfl", [(0, 1, 1.0), (1, 2, 1.0)], info=info, label=np.array(texts[:3], dtype=object))
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts=st.lists(hostile_texts, min_size=5, max_size=5), prompt=hostile_texts)
+def test_any_text_comes_back_as_it_was(tmp_path_factory, make_graph, make_info, texts, prompt):
+    store = GraphStore(tmp_path_factory.mktemp("hostile") / "store")
+    graph = graph_of_texts(make_graph, make_info, texts, prompt)
     graph_id = store.save(graph)
     assert re.fullmatch("[a-z0-9][a-z0-9-]{0,63}", graph_id)
     assert store.load(graph_id) == graph
-    assert store.sql("SELECT prompt FROM graphs WHERE prompt = $prompt", prompt=prompt).to_pylist() == [
-        {"prompt": prompt}
-    ]
-    assert store.sql("SELECT count(*) AS n FROM strongest_path($word)", word=graph.word[0])["n"].to_pylist()[0] <= 1
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_is_never_taken_for_sql(tmp_path, make_graph, make_info, text):
+    store = GraphStore(tmp_path)
+    store.save(graph_of_texts(make_graph, make_info, [text] * 5, text))
+    [row] = store.sql("SELECT prompt, model, tokens FROM graphs WHERE prompt = $prompt", prompt=text).to_pylist()
+    assert row == {"prompt": text, "model": text, "tokens": [text] * 2}
+    assert store.sql("FROM strongest_path($word)", word=text)["strength"].to_pylist() == [1.0]
 
 
 def test_text_that_is_no_unicode_is_refused_and_nothing_is_left(tmp_path, make_graph, make_info):
@@ -170,6 +178,17 @@ def test_an_id_may_be_shortened_while_it_is_the_only_one(tmp_path, make_graph, m
         store.resolve("")
     with pytest.raises(GraphError, match=f"there is no graph 'paris-is'; the closest are {paris}"):
         store.load("paris-is")
+
+
+def test_other_files_in_a_graphs_folder_survive_its_replacement(tmp_path, make_graph):
+    store = GraphStore(tmp_path)
+    folder = tmp_path / "graphs" / store.save(make_graph("tl", []))
+    (folder / "supernodes.json").write_text("[]")
+    (folder / "folder").mkdir()
+    store.save(make_graph("tl", []))
+    assert (folder / "supernodes.json").exists()
+    store.delete(folder.name)
+    assert not folder.exists()
 
 
 # folders

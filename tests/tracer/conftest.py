@@ -35,7 +35,9 @@ def tiny_llama(seed: int, *, n_layers: int = 3, biases: bool = True, n_kv_heads:
     return model
 
 
-def tiny_transcoder(seed: int, *, n_layers: int = 3, reads: str = "mlp.hook_in", n_features: int = 20) -> CrossLayerTranscoder:
+def tiny_transcoder(
+    seed: int, *, n_layers: int = 3, reads: str = "mlp.hook_in", n_features: int = 20
+) -> CrossLayerTranscoder:
     generator = torch.Generator().manual_seed(seed)
     transcoder = CrossLayerTranscoder(TranscoderConfig(n_layers, 16, n_features, "jumprelu", reads=reads))
     with torch.no_grad():

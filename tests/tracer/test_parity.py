@@ -40,7 +40,7 @@ def graph(local):
 
 @pytest.fixture(scope="module")
 def numbering(graph, expected):
-    """Our node numbers in the case's order: features | errors (layer-major) | tokens | logits; −1 where we have none."""
+    """Our node numbers in the order features | errors (layer-major) | tokens | logits; −1 where we have none."""
     n_layers, n_positions, _ = expected["error_vectors"].shape
     index = {
         (int(k), int(a), int(p), int(f), int(t)): i

@@ -32,7 +32,7 @@ def test_a_transcoder_of_another_depth_is_refused():
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
-    with pytest.raises(TraceError, match="has no config.json"):
+    with pytest.raises(TraceError, match=r"has no config\.json"):
         ReplacementModel.load(tmp_path, CASES / "llama-clt-jumprelu" / "transcoder")
 
 

@@ -1,4 +1,4 @@
-"""The laws of the rows: same logits, conservation, edges are derivatives, invariance, exact influence, honest bounds."""
+"""Laws of the rows: same logits, conservation, derivatives, invariance, exact influence, honest bounds."""
 
 import dataclasses
 
@@ -70,7 +70,9 @@ def test_edges_are_the_jacobian_of_the_frozen_model(local):
             seen = x if transcoder.config.reads == "hook_resid_mid" else local.mlp_norm[layer].apply(x)
             here = (features.layer == layer).nonzero()[:, 0]
             encoder = transcoder.W_enc[layer][features.feature[here]]
-            read.append((seen[features.position[here]] * encoder).sum(1) + transcoder.b_enc[layer][features.feature[here]])
+            read.append(
+                (seen[features.position[here]] * encoder).sum(1) + transcoder.b_enc[layer][features.feature[here]]
+            )
             first = n_active + layer * n_positions
             x = x + local.constant[layer] + local.error[layer] * strength[first : first + n_positions, None]
             for j in (features.layer <= layer).nonzero()[:, 0].tolist():

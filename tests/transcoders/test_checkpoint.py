@@ -38,7 +38,9 @@ def test_the_forward_pass_is_the_sum_over_layers_written_out():
             a = torch.where(z > transcoder.threshold[source], z, 0.0)
             for position in range(5):
                 for feature in range(10):
-                    expected[target, position] += a[position, feature] * transcoder.W_dec[source][feature, target - source]
+                    expected[target, position] += (
+                        a[position, feature] * transcoder.W_dec[source][feature, target - source]
+                    )
     torch.testing.assert_close(transcoder(x), expected)
 
 
