@@ -1,6 +1,7 @@
 """Rule-based labels: the described situation that best predicts when a feature fires, with precision and recall."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -40,8 +41,8 @@ def label_by_firing(fires: csr_array, situations: Situations) -> list[Label | No
     label's sites at which the feature fires. None where no situation is good enough.
     """
     total = np.asarray(fires.sum(axis=1)).ravel()
-    inside = np.asarray((fires @ situations.holds).todense())  # activation that falls in each situation
-    hits = np.asarray(((fires > 0).astype(np.float64) @ situations.holds).todense())
+    inside = _dense(fires @ situations.holds)  # activation that falls in each situation
+    hits = _dense(_fired(fires) @ situations.holds)
     size = np.asarray(situations.holds.sum(axis=0)).ravel()
     kinds = np.array(situations.kind)
     return [
@@ -72,8 +73,8 @@ def _best(
 
 def f1_table(fires: csr_array, holds: csr_array) -> Float[ndarray, "feature situation"]:
     """F1 of every feature (row of `fires`) as a detector of every situation (column of `holds`), by counts."""
-    fired = (fires > 0).astype(np.float64)
-    both = np.asarray((fired @ holds).todense())
+    fired = _fired(fires)
+    both = _dense(fired @ holds)
     n_fired, n_holds = np.asarray(fired.sum(axis=1)).ravel(), np.asarray(holds.sum(axis=0)).ravel()
     return 2 * both / np.maximum(n_fired[:, None] + n_holds, 1)
 
@@ -89,6 +90,15 @@ def situations_of(tags: list[list[tuple[str, str]]]) -> Situations:
             columns.append(index.setdefault(tag, len(index)))
     holds = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(tags), len(index)))
     return Situations(tuple(name for _, name in index), tuple(kind for kind, _ in index), holds)
+
+
+def _fired(fires: csr_array) -> csr_array:
+    """1 where a feature fires."""
+    return csr_array((np.ones_like(fires.data), fires.indices, fires.indptr), shape=fires.shape)
+
+
+def _dense(matrix: Any) -> ndarray:
+    return csr_array(matrix).toarray()
 
 
 def _f1(precision: float, recall: float) -> float:

@@ -16,6 +16,8 @@ class CrossLayerTranscoder(nn.Module):
     `W_dec[l]` has shape (feature, layers from l on, d_model): its slice [:, k] writes to layer l + k.
     """
 
+    threshold: Tensor
+
     def __init__(self, config: TranscoderConfig) -> None:
         super().__init__()
         self.config = config
