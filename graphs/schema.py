@@ -191,8 +191,8 @@ def description(described: pa.Schema | pa.Field) -> str:
 def macros() -> dict[str, str]:
     """The SQL of every table macro by name, in the order to create them; the leading comment says what it is for."""
     folder = files("graphs") / "sql"
-    found = {file.name.removesuffix(".sql"): file.read_text("utf-8") for file in folder.iterdir()}
-    return dict(sorted(found.items()))
+    found = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+    return {file.name.removesuffix(".sql"): file.read_text("utf-8") for file in found}
 
 
 def macro_description(sql: str) -> str:

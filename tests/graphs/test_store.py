@@ -1,25 +1,15 @@
 import json
-import os
 import re
-import subprocess
-import sys
-import threading
-import time
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphs import AttributionGraph, GraphError, GraphStore
 from graphs.schema import SCHEMA_VERSION, tables
-
-HERE = Path(__file__).parent
 
 
 def files_below(folder):
@@ -256,7 +246,7 @@ def test_the_left_over_of_a_killed_first_save_is_no_stranger(tmp_path, make_grap
     assert len(store.list()) == 1
 
 
-# lists, deletion, damage
+# lists and deletion
 
 
 def test_lists_are_newest_first_and_tell_sizes(tmp_path, make_graph, make_info):
@@ -280,85 +270,6 @@ def test_a_deleted_graph_is_gone_and_the_others_stay(tmp_path, make_graph, make_
         store.delete(gone)
 
 
-def truncate(folder, pattern):
-    [path] = folder.glob(pattern)
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def garble(folder, pattern):
-    [path] = folder.glob(pattern)
-    content = bytearray(path.read_bytes())
-    content[-40:-12] = b"x" * 28
-    path.write_bytes(content)
-
-
-def remove(folder, pattern):
-    [path] = folder.glob(pattern)
-    path.unlink()
-
-
-def empty(folder, pattern):
-    [path] = folder.glob(pattern)
-    path.write_bytes(b"")
-
-
-def exchange(folder, pattern):
-    [path] = folder.glob(pattern)
-    pq.write_table(pa.table({"a": [1]}), path)
-
-
-def cut_rows(folder, pattern):
-    [path] = folder.glob(pattern)
-    pq.write_table(pq.read_table(path).slice(1), path)
-
-
-@pytest.mark.parametrize("pattern", ["graph.parquet", "nodes-*", "edges-*"])
-@pytest.mark.parametrize("damage", [truncate, garble, remove, empty, exchange, cut_rows])
-def test_a_damaged_graph_among_good_ones_is_left_out_and_named(tmp_path, random_graph, damage, pattern):
-    store = GraphStore(tmp_path)
-    good, bad = store.save(random_graph(0)), store.save(random_graph(1, prompt="Dallas is in"))
-    damage(tmp_path / "graphs" / bad, pattern)
-    assert [stored.graph_id for stored in store.list()] == [good]
-    assert store.sql("SELECT DISTINCT graph_id FROM nodes").to_pylist() == [{"graph_id": good}]
-    assert store.load(good) == random_graph(0)
-    no_graph_left = pattern == "graph.parquet" and damage is remove
-    assert [found.graph_id for found in store.damaged()] == ([] if no_graph_left else [bad])
-    with pytest.raises(GraphError, match="there is no graph" if no_graph_left else f"graph {bad} is damaged") as error:
-        store.load(bad)
-    assert one_line(error)
-
-    assert store.save(random_graph(1, prompt="Dallas is in")) == bad  # saving again mends it
-    assert store.load(bad) == random_graph(1, prompt="Dallas is in")
-    assert store.damaged() == []
-
-
-def test_flipped_bytes_in_the_middle_are_noticed_when_the_graph_is_loaded(tmp_path, random_graph):
-    store = GraphStore(tmp_path)
-    graph_id = store.save(random_graph(0))
-    [path] = (tmp_path / "graphs" / graph_id).glob("edges-*")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 0xFF
-    path.write_bytes(content)
-    with pytest.raises(GraphError, match="is damaged"):
-        store.load(graph_id)
-
-
-def test_a_copied_folder_does_not_pass_for_another_graph(tmp_path, make_graph):
-    store = GraphStore(tmp_path)
-    graph_id = store.save(make_graph("tl", []))
-    (tmp_path / "graphs" / graph_id).rename(tmp_path / "graphs" / "mine")
-    [damaged] = store.damaged()
-    assert (damaged.graph_id, damaged.reason) == ("mine", f"graph.parquet holds graph {graph_id}")
-
-
-def test_a_damaged_graph_can_be_deleted(tmp_path, make_graph):
-    store = GraphStore(tmp_path)
-    graph_id = store.save(make_graph("tl", []))
-    remove(tmp_path / "graphs" / graph_id, "nodes-*")
-    store.delete(graph_id)
-    assert store.damaged() == []
-
-
 def test_strange_folders_among_the_graphs_are_ignored(tmp_path, make_graph):
     store = GraphStore(tmp_path)
     graph_id = store.save(make_graph("tl", []))
@@ -366,211 +277,6 @@ def test_strange_folders_among_the_graphs_are_ignored(tmp_path, make_graph):
     (tmp_path / "graphs" / "Not An Id").mkdir()
     (tmp_path / "graphs" / "empty").mkdir()
     assert [stored.graph_id for stored in store.list()] == [graph_id]
-
-
-# atomic saves
-
-
-def test_a_save_that_fails_leaves_the_old_graph_and_no_litter(tmp_path, make_graph, monkeypatch):
-    store = GraphStore(tmp_path)
-    graph_id = store.save(make_graph("tl", [(0, 1, 1.0)]))
-    before = files_below(tmp_path)
-    for error in (KeyboardInterrupt, OSError(28, "No space left on device")):
-        # the last step before the commit
-        monkeypatch.setattr(Path, "replace", lambda *_, error=error: (_ for _ in ()).throw(error))
-        with pytest.raises((KeyboardInterrupt, GraphError)):
-            store.save(make_graph("tl", [(0, 1, 2.0)]))
-        monkeypatch.undo()
-        assert files_below(tmp_path) == before
-        assert store.load(graph_id).weight.tolist() == [1.0]
-
-
-def test_an_interrupt_just_after_the_commit_keeps_the_new_graph(tmp_path, make_graph, monkeypatch):
-    store = GraphStore(tmp_path)
-    graph_id = store.save(make_graph("tl", [(0, 1, 1.0)]))
-    original = Path.replace
-
-    def interrupted(path, target):
-        original(path, target)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        store.save(make_graph("tl", [(0, 1, 2.0)]))
-    monkeypatch.undo()
-    assert store.load(graph_id).weight.tolist() == [2.0]
-    store.save(make_graph("tl", [(0, 1, 3.0)]))
-    assert len(files_below(tmp_path / "graphs")) == 3  # and the next save sweeps the old version
-
-
-SAVE_FOR_EVER = """
-import importlib.util, itertools, sys, time
-from dataclasses import replace
-spec = importlib.util.spec_from_file_location("builders", sys.argv[2])
-builders = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(builders)
-from graphs import GraphStore
-graphs = [builders._random_graph(seed, prompt=prompt) for seed, prompt in enumerate(["a b c", "d e f"])]
-versions = [[replace(g, weight=g.weight * scale) for scale in (1.0, 2.0)] for g in graphs]
-store = GraphStore(sys.argv[1])
-print("ready", flush=True)
-for i in itertools.count():
-    store.save(versions[i % 2][i // 2 % 2])
-    time.sleep(float(sys.argv[3]))
-"""
-
-
-def saver(store, script=SAVE_FOR_EVER, pause=0.0):
-    command = [sys.executable, "-c", script, str(store), str(HERE / "conftest.py"), str(pause)]
-    root = str(HERE.parent.parent)
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def assert_untorn(store, random_graph):
-    """Every graph is one that was saved: the weights are once or twice those of the seed."""
-    for stored in store.list():
-        graph = store.load(stored.graph_id)
-        original = random_graph(*{"a": (0,), "d": (1,)}[stored.info.prompt[0]], prompt=stored.info.prompt)
-        assert graph in (original, replace(original, weight=original.weight * 2.0))
-
-
-def test_kill_9_at_any_moment_tears_no_graph(tmp_path, random_graph):
-    store, random, kills = GraphStore(tmp_path), np.random.default_rng(0), 8
-    for _ in range(kills):
-        process = saver(tmp_path)
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(random.uniform(0.0, 0.4))
-        process.kill()
-        process.communicate()
-        assert store.damaged() == []
-        assert_untorn(store, random_graph)
-    assert len(store.list()) == 2
-    for seed, prompt in enumerate(["a b c", "d e f"]):
-        store.save(random_graph(seed, prompt=prompt))
-    assert len(files_below(tmp_path / "graphs")) == 6
-
-
-def test_readers_see_whole_graphs_while_others_replace_them(tmp_path, random_graph):
-    store = GraphStore(tmp_path)
-    for seed, prompt in enumerate(["a b c", "d e f"]):
-        store.save(random_graph(seed, prompt=prompt))
-    writers = [saver(tmp_path, pause=0.05), saver(tmp_path, pause=0.05)]
-    try:
-        for process in writers:
-            assert process.stdout.readline() == "ready\n"
-        totals = {
-            round(scale * float(np.abs(random_graph(seed, prompt=prompt).weight).sum()), 6)
-            for seed, prompt in enumerate(["a b c", "d e f"])
-            for scale in (1.0, 2.0)
-        }
-        until = time.monotonic() + 3
-        while time.monotonic() < until:
-            assert len(store.list()) == 2
-            assert store.damaged() == []
-            assert_untorn(store, random_graph)
-            answer = store.sql("SELECT round(sum(abs(weight)), 6) AS total FROM edges GROUP BY graph_id")
-            assert set(answer["total"].to_pylist()) <= totals
-            assert answer.num_rows == 2
-    finally:
-        for process in writers:
-            process.kill()
-            process.communicate()
-
-
-def test_threads_may_save_one_graph_at_the_same_time(tmp_path, make_graph):
-    store = GraphStore(tmp_path)
-    graphs = [make_graph("tl", [(0, 1, float(weight))]) for weight in range(1, 9)]
-    threads = [threading.Thread(target=store.save, args=(graph,)) for graph in graphs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    [stored] = store.list()
-    assert store.load(stored.graph_id) in graphs
-    assert len(files_below(tmp_path / "graphs")) == 3
-
-
-FULL_DISK = (
-    """
-import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # no file may grow beyond 2 kB
-"""
-    + SAVE_FOR_EVER
-)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no file size limits")
-def test_a_full_disk_is_told_in_one_line_and_leaves_the_store_as_it_was(tmp_path, random_graph):
-    store = GraphStore(tmp_path)
-    first = replace(random_graph(0, prompt="a b c"), weight=random_graph(0, prompt="a b c").weight)
-    graph_id = store.save(first)
-    before = files_below(tmp_path)
-    process = saver(tmp_path, FULL_DISK)
-    _, stderr = process.communicate()
-    assert process.returncode == 1
-    last = stderr.strip().splitlines()[-1]
-    assert last.startswith(f"graphs.errors.GraphError: cannot save graph {graph_id} to {tmp_path}: ")
-    assert "File too large" in last
-    assert files_below(tmp_path) == before
-    assert store.load(graph_id) == first
-
-
-def test_a_file_in_the_way_is_told_in_one_line(tmp_path, make_graph):
-    GraphStore(tmp_path).save(make_graph("tl", []))
-    for path in (tmp_path / "graphs").iterdir():
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
-    (tmp_path / "graphs").rmdir()
-    (tmp_path / "graphs").write_text("in the way")
-    store = GraphStore(tmp_path)
-    assert store.list() == []
-    with pytest.raises(GraphError, match="cannot save graph the-capital-of-") as error:
-        store.save(make_graph("tl", []))
-    assert one_line(error)
-
-
-def test_a_read_only_store_can_be_read(tmp_path, random_graph):
-    store = GraphStore(tmp_path)
-    graph_id = store.save(random_graph(0))
-    folders = [tmp_path, tmp_path / "graphs", tmp_path / "graphs" / graph_id]
-    for folder in folders:
-        folder.chmod(0o555)
-    try:
-        reader = GraphStore(tmp_path)
-        assert reader.load(graph_id) == random_graph(0)
-        assert reader.sql("SELECT count(*) AS n FROM graphs").to_pylist() == [{"n": 1}]
-        assert len(reader.list()) == 1
-        if not os.access(tmp_path / "graphs" / graph_id, os.W_OK):  # root may always write
-            with pytest.raises(GraphError, match="Permission denied"):
-                reader.save(random_graph(0))
-            with pytest.raises(GraphError, match="Permission denied"):
-                reader.delete(graph_id)
-    finally:
-        for folder in folders:
-            folder.chmod(0o755)
-
-
-def test_a_save_survives_the_deletion_of_its_folder_meanwhile(tmp_path, make_graph):
-    store, stop = GraphStore(tmp_path), threading.Event()
-    graph = make_graph("tl", [(0, 1, 1.0)])
-    graph_id = store.save(graph)
-
-    def delete_again_and_again():
-        while not stop.is_set():
-            try:
-                store.delete(graph_id)
-            except GraphError as error:
-                assert "there is no graph" in str(error)
-
-    thread = threading.Thread(target=delete_again_and_again)
-    thread.start()
-    for _ in range(30):
-        assert store.save(graph) == graph_id
-    stop.set()
-    thread.join()
-    store.save(graph)
-    assert store.load(graph_id) == graph
 
 
 # features

@@ -1,0 +1,1 @@
+"""Local web pages over a store of graphs: a library, and an explorer of one graph. Never imports torch."""

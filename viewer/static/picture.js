@@ -1,0 +1,166 @@
+/* The picture: Cytoscape with positions from the server, and the axes around it as HTML that follows the viewport. */
+
+import { make } from "./dom.js";
+
+const FONT = 11; // screen pixels at any zoom
+const CHARACTER = 6.1; // mean width of one in that font
+const SMALLEST_ZOOM = 0.55; // below it nodes are too small for a finger
+
+export function createPicture(container, graph) {
+  const cy = globalThis.cytoscape({
+    container,
+    elements: { nodes: graph.nodes, edges: graph.edges },
+    layout: { name: "preset", fit: false },
+    style: style(),
+    minZoom: 0.1,
+    maxZoom: 4,
+    autoungrabify: true,
+    boxSelectionEnabled: false,
+    selectionType: "single",
+    pixelRatio: graph.nodes.length > 1500 ? 1 : "auto",
+  });
+  globalThis.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    cy.style(style());
+    label(cy);
+  });
+  const follow = createAxes(cy, graph);
+  let waiting = 0;
+  cy.on("viewport", () => {
+    follow();
+    clearTimeout(waiting);
+    waiting = setTimeout(() => label(cy), 60);
+  });
+  cy.on("mouseover mouseout", "node", (event) => {
+    event.target.toggleClass("hovered", event.type === "mouseover");
+    label(cy);
+  });
+  cy.on("resize", follow);
+  fit(cy);
+  return cy;
+}
+
+/* All nodes if they are large enough then; else the end of the prompt, where the answer is. */
+export function fit(cy) {
+  const shown = cy.nodes(":visible");
+  cy.fit(shown, 36);
+  if (cy.zoom() >= SMALLEST_ZOOM || cy.width() > 700) return;
+  const box = shown.boundingBox({ includeLabels: false });
+  const zoom = SMALLEST_ZOOM;
+  cy.viewport({ zoom, pan: { x: cy.width() - 24 - box.x2 * zoom, y: 30 - box.y1 * zoom } });
+}
+
+/* Labels that do not cover each other, the most telling first; more of them as the reader comes closer. */
+export function label(cy) {
+  const zoom = cy.zoom();
+  const picked = cy.nodes(".picked, .near");
+  const candidates = (picked.length ? picked.union(cy.nodes(".hovered")) : cy.nodes()).filter(":visible");
+  const taken = [];
+  const named = [];
+  for (const node of candidates.sort((a, b) => rank(b) - rank(a)).toArray()) {
+    if (node.data("kind") === "token" && !node.is(".hovered, .picked")) continue; // the words stand below
+    const { x, y } = node.renderedPosition();
+    const half = (node.data("label").length * CHARACTER) / 2 + 3;
+    const top = y + (node.data("size") * zoom) / 2;
+    const box = { left: x - half, right: x + half, top, bottom: top + FONT + 5 };
+    if (!node.is(".hovered, .picked") && taken.some((other) => overlap(box, other))) continue;
+    taken.push(box);
+    named.push(node);
+  }
+  cy.batch(() => {
+    cy.nodes(".named").removeClass("named");
+    for (const node of named) node.data({ font: FONT / zoom, halo: 2.5 / zoom }).addClass("named");
+  });
+}
+
+function rank(node) {
+  const first = node.hasClass("hovered") ? 8 : node.hasClass("picked") ? 4 : node.data("kind") === "logit" ? 2 : 0;
+  return first + (node.data("strength") ?? node.data("importance"));
+}
+
+function overlap(one, other) {
+  return one.left < other.right && other.left < one.right && one.top < other.bottom && other.top < one.bottom;
+}
+
+function createAxes(cy, graph) {
+  const layers = document.getElementById("layers");
+  const words = document.getElementById("words");
+  const underlay = document.getElementById("underlay");
+  const columns = graph.columns.filter((column) => column.extent > 0);
+  const follow = [];
+  for (const [index, band] of graph.bands.entries()) {
+    const name = make("span", {}, band.text);
+    const stripe = make("div", { class: index % 2 ? "band odd" : "band" });
+    layers.append(name);
+    underlay.append(stripe);
+    follow.push((zoom, pan) => {
+      place(name, "top", "height", band, zoom, pan.y);
+      place(stripe, "top", "height", band, zoom, pan.y);
+    });
+  }
+  for (const column of columns) {
+    const word = make("span", { title: column.text }, column.text);
+    const line = make("div", { class: "column" });
+    words.append(word);
+    underlay.append(line);
+    follow.push((zoom, pan) => {
+      place(word, "left", "width", column, zoom, pan.x);
+      place(line, "left", "width", column, zoom, pan.x);
+    });
+  }
+  return () => {
+    for (const step of follow) step(cy.zoom(), cy.pan());
+  };
+}
+
+function place(element, side, size, span, zoom, pan) {
+  element.style.setProperty(side, `${(span.middle - span.extent / 2) * zoom + pan}px`);
+  element.style.setProperty(size, `${span.extent * zoom}px`);
+}
+
+function style() {
+  const css = getComputedStyle(document.documentElement);
+  const colour = (name) => css.getPropertyValue(`--${name}`).trim();
+  const rule = (selector, values) => ({ selector, style: values });
+  return [
+    rule("node", {
+      width: "data(size)",
+      height: "data(size)",
+      "background-color": colour("feature"),
+      "border-width": 1,
+      "border-color": colour("paper"),
+      "overlay-opacity": 0,
+    }),
+    rule("node.token", { shape: "round-rectangle", "background-color": colour("token") }),
+    rule("node.logit", { shape: "round-rectangle", "background-color": colour("logit") }),
+    rule("node.error", { shape: "diamond", "background-color": colour("error") }),
+    rule("edge", {
+      "curve-style": "haystack",
+      "haystack-radius": 0,
+      width: "data(width)",
+      opacity: 0.3,
+      events: "no",
+      "overlay-opacity": 0,
+    }),
+    rule("edge.positive", { "line-color": colour("positive") }),
+    rule("edge.negative", { "line-color": colour("negative"), "line-style": "dashed", "line-dash-pattern": [5, 4] }),
+    rule("node.dim", { opacity: 0.22 }),
+    rule("edge.dim", { opacity: 0.04 }),
+    rule("edge.lit", { opacity: 0.85, "z-index": 5 }),
+    rule("node.near", { opacity: 1, "z-index": 10 }),
+    rule("node.picked", { "border-width": 3, "border-color": colour("ink"), opacity: 1, "z-index": 20 }),
+    rule("node.hovered", { "border-width": 2, "border-color": colour("ink"), opacity: 1, "z-index": 30 }),
+    rule("node.named", {
+      label: "data(label)",
+      color: colour("ink"),
+      "font-family": css.fontFamily,
+      "font-size": "data(font)",
+      "text-valign": "bottom",
+      "text-margin-y": 2,
+      "text-outline-width": "data(halo)",
+      "text-outline-color": colour("paper"),
+      "text-outline-opacity": 0.9,
+    }),
+    rule("node.pruned", { display: "none" }),
+    rule("node.pruned.picked", { display: "element" }),
+  ];
+}
