@@ -1,7 +1,7 @@
 """The frozen layers as explicit linear maps, and their transpose applied to a batch of cotangents.
 
 With attention patterns and norm denominators constant, a layer adds W_O A W_V (s γ x) to the residual stream. A
-cotangent at the layer's output comes out at its input as g + s γ W_Vᵀ Aᵀ W_Oᵀ g ("Circuit Tracing", appendix on attribution).
+cotangent at the layer's output comes out at its input as g + s γ W_Vᵀ Aᵀ W_Oᵀ g ("Circuit Tracing", appendix).
 """
 
 from dataclasses import dataclass
