@@ -1,123 +1,127 @@
-"""The viewer's Flask application: a list of graphs, a page per graph, and the data behind it."""
+"""The viewer's pages and its JSON, over one store that is only read."""
 
-import json
+import hashlib
 import math
-from datetime import datetime
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from flask import Flask, Response, jsonify, render_template, request, send_from_directory
+from flask import Flask, abort, jsonify, render_template, request
 from flask.json.provider import DefaultJSONProvider
-from werkzeug.exceptions import HTTPException, NotFound
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from graphs import GraphError, GraphStore
-from viewer import records
-from viewer.elements import edge_elements, visible_token
+from graphs import AttributionGraph, GraphError, GraphStore
+from viewer.details import feature_record, graph_details, library, node_details, score_text
+from viewer.elements import visible
 from viewer.guard import protect
-
-MOST_BACKBONE_EDGES = 2000
 
 
 def create_app(store: GraphStore, *, token: str | None = None) -> Flask:
-    """The application over a store. With a token, only the browser that first opens `/?token=…` gets in."""
-    app = Flask(__name__)
-    app.json = _StrictJSON(app)
+    """The web application over the store; with a token, only who knows it is let in."""
+    app = Flask("viewer")
+    app.json = _Json(app)
     app.url_map.converters["graph"] = _GraphId
-    app.jinja_env.filters.update(percent=_percent, token=visible_token, minute=_minute)
-    protect(app, token)
+    versions = _versions(Path(app.static_folder or ""))
+    app.jinja_env.globals["asset"] = lambda name: f"/static/{name}?v={versions[name]}"
+    app.jinja_env.filters["visible"] = visible
+    protect(app, token=token, versions=versions)
     _add_pages(app, store)
     _add_api(app, store)
-    _add_files(app)
-    app.register_error_handler(GraphError, lambda error: _problem(404, str(error)))
-    app.register_error_handler(HTTPException, lambda error: _problem(error.code or 500, error.description or ""))
+    app.register_error_handler(HTTPException, _tell)
+    app.register_error_handler(GraphError, _tell_broken_store)
     return app
 
 
 def _add_pages(app: Flask, store: GraphStore) -> None:
     @app.get("/")
-    def library_page() -> str:
-        return render_template("library.html", library=records.library(store), folder=store.folder)
+    def show_library() -> str:
+        return render_template("library.html", library=library(store), folder=store.folder)
 
     @app.get("/g/<graph:graph_id>")
-    def explorer_page(graph_id: str) -> str:
-        graph = store.load(graph_id)
+    def show_graph(graph_id: str) -> str:
+        graph = _load(store, graph_id)
+        info = graph.info
         return render_template(
-            "explorer.html", graph_id=graph_id, graph=graph, info=graph.info, answer=records.answer(graph)
+            "graph.html",
+            graph_id=graph_id,
+            graph=graph,
+            info=info,
+            replacement=score_text(info.replacement_score, info.pruned_replacement_score),
+            completeness=score_text(info.completeness_score, info.pruned_completeness_score),
         )
+
+    @app.get("/favicon.ico")
+    def show_icon() -> ResponseReturnValue:
+        return app.send_static_file("favicon.svg")
+
+    @app.get("/healthz")
+    def tell_health() -> ResponseReturnValue:
+        return "ok\n", {"Content-Type": "text/plain; charset=utf-8"}
 
 
 def _add_api(app: Flask, store: GraphStore) -> None:
     @app.get("/api/graphs/<graph:graph_id>")
-    def graph_data(graph_id: str) -> Response:
-        return jsonify(records.graph_record(store.load(graph_id), graph_id))
+    def tell_graph(graph_id: str) -> ResponseReturnValue:
+        return jsonify({"graph_id": graph_id, **graph_details(_load(store, graph_id))})
 
     @app.get("/api/graphs/<graph:graph_id>/nodes/<int:node>")
-    def node_data(graph_id: str, node: int) -> Response:
-        graph = store.load(graph_id)
+    def tell_node(graph_id: str, node: int) -> ResponseReturnValue:
+        graph = _load(store, graph_id)
         if node >= graph.n_nodes:
-            raise NotFound(f"Graph {graph_id} has no node {node}; its nodes are 0 … {graph.n_nodes - 1}.")
-        return jsonify(records.node_record(graph, node, records.feature_record(store, graph, node)))
-
-    @app.get("/api/graphs/<graph:graph_id>/backbone")
-    def backbone_data(graph_id: str) -> Response:
-        k = min(max(request.args.get("k", 300, type=int), 0), MOST_BACKBONE_EDGES)
-        graph = store.load(graph_id)
-        return jsonify(elements=edge_elements(graph, records.backbone(graph, k)))
-
-
-def _add_files(app: Flask) -> None:
-    vendored = json.loads((files("viewer") / "static" / "vendor" / "manifest.json").read_text("utf-8"))
-    version = vendored["sha256"][:8]
-    app.jinja_env.globals["cytoscape_version"] = version
-
-    @app.get("/healthz")
-    def health() -> Response:
-        return Response("ok\n", mimetype="text/plain")
-
-    @app.get("/favicon.ico")
-    def favicon() -> Response:
-        return send_from_directory(str(app.static_folder), "icon.svg", mimetype="image/svg+xml")
-
-    @app.after_request
-    def keep_vendored_files(response: Response) -> Response:
-        if request.path.startswith("/static/vendor/") and request.args.get("v") == version and response.status_code == 200:
-            response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-        return response
+            abort(404, f"graph {graph_id} has no node {node}; its nodes are 0 … {graph.n_nodes - 1}.")
+        return jsonify({**node_details(graph, node), "record": feature_record(store, graph, node)})
 
 
 class _GraphId(BaseConverter):
-    """What a store accepts as an id; anything else is no route."""
+    """The ids that a store gives; a path with anything else is no path of ours."""
 
     regex = "[a-z0-9][a-z0-9_.-]{0,63}"
 
 
-class _StrictJSON(DefaultJSONProvider):
-    """JSON as browsers read it: null where Python has NaN or an infinity."""
+class _Json(DefaultJSONProvider):
+    """JSON as browsers read it: it has no NaN and no infinity, null stands for both."""
 
-    def dumps(self, obj: Any, **options: Any) -> str:
-        return super().dumps(_without_nan(obj), allow_nan=False, **options)
+    def dumps(self, obj: Any, **kwargs: Any) -> str:
+        return super().dumps(_finite(obj), allow_nan=False, **kwargs)
 
 
-def _without_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_finite(inner) for inner in value]
+    return value
 
 
-def _problem(status: int, message: str) -> tuple[Response | str, int]:
+def _load(store: GraphStore, graph_id: str) -> AttributionGraph:
+    try:
+        return store.load(graph_id)
+    except GraphError as error:
+        abort(404, str(error))
+
+
+def _tell(error: HTTPException) -> ResponseReturnValue:
+    """The error as a page, or as JSON to who asked for that; redirects pass unchanged."""
+    code = error.code or 500
+    if code < 400:
+        return error.get_response()
+    # of the error's own headers only what HTTP demands, such as Allow
+    headers = {name: value for name, value in error.get_headers() if name != "Content-Type"}
     if request.path.startswith("/api/"):
-        return jsonify(error=message), status
-    return render_template("problem.html", status=status, message=message), status
+        return jsonify({"error": error.description}), code, headers
+    return render_template("error.html", code=code, name=error.name, text=error.description), code, headers
 
 
-def _percent(share: float | None) -> str:
-    if share is None or not math.isfinite(share):
-        return "–"
-    return f"{100 * share:.0f} %" if share == 0 or 0.1 <= share <= 0.99 or share == 1 else f"{100 * share:.1f} %"
+def _tell_broken_store(error: GraphError) -> ResponseReturnValue:
+    if request.path.startswith("/api/"):
+        return jsonify({"error": str(error)}), 500
+    return render_template("error.html", code=500, name="The store cannot be read", text=str(error)), 500
 
 
-def _minute(time: datetime) -> str:
-    return f"{time:%Y-%m-%d %H:%M} UTC"
+def _versions(folder: Path) -> dict[str, str]:
+    """A short digest of every static file by its name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files}

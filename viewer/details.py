@@ -8,10 +8,10 @@ from jaxtyping import Float, Integer
 from numpy import ndarray
 
 from graphs import AttributionGraph, DamagedGraph, GraphStore, NodeKind
+from graphs.influence import input_share
 from viewer.elements import (
     backbone,
     edge_elements,
-    input_shares,
     layer_text,
     layout,
     node_elements,
@@ -84,7 +84,7 @@ def score_text(raw: float | None, pruned: float | None) -> str:
 
 def graph_details(graph: AttributionGraph) -> dict:
     """All nodes with their positions, the strongest edges, and the columns and bands around them."""
-    placed, share = layout(graph), input_shares(graph)
+    placed, share = layout(graph), _shares(graph)
     reached = graph.cumulative_influence[np.isfinite(graph.cumulative_influence)]
     return {
         "n_nodes": graph.n_nodes,
@@ -93,13 +93,13 @@ def graph_details(graph: AttributionGraph) -> dict:
         "columns": [asdict(span) for span in placed.columns],
         "bands": [asdict(span) for span in placed.bands],
         "nodes": node_elements(graph, placed),
-        "edges": edge_elements(graph, share, backbone(graph, share)),
+        "edges": edge_elements(graph, share, backbone(graph)),
     }
 
 
 def node_details(graph: AttributionGraph, node: int) -> dict:
     """The columns of the node and its edges in both directions, each sorted by share."""
-    share = input_shares(graph)
+    share = _shares(graph)
     incoming, outgoing = np.flatnonzero(graph.target == node), np.flatnonzero(graph.source == node)
     kind, position = NodeKind(graph.kind[node]), int(graph.position[node])
     return {
@@ -130,6 +130,10 @@ def feature_record(store: GraphStore, graph: AttributionGraph, node: int) -> dic
         feature=int(graph.feature[node]),
     ).to_pylist()
     return rows[0] if rows else None
+
+
+def _shares(graph: AttributionGraph) -> Float[ndarray, "edge"]:
+    return input_share(graph.target, graph.weight, graph.n_nodes)
 
 
 def _connections(

@@ -1,24 +1,24 @@
 """A graph as Cytoscape elements with fixed positions: the prompt runs along x, the layers upward.
 
-A cell is one position in one layer. Its nodes stand in rows of at most `ROW`; a column is as wide as its widest cell,
-and a band as high as its highest. Screen coordinates: y grows downward, so upper layers have smaller y.
+A cell is one position in one layer. Its nodes stand in rows of at most `ROW`, logits alone; a column is as wide as its
+widest cell, and a band as high as its highest. Screen coordinates: y grows downward, so upper layers have smaller y.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Float, Int, Integer
 from numpy import ndarray
 
-from graphs import AttributionGraph, NodeKind, logit_weights
+from graphs import AttributionGraph, NodeKind, edge_influence, logit_weights
 
 ROW = 4
 """Nodes side by side in a cell before it starts another row."""
 SPACING = 34.0
-ROW_HEIGHT = 50.0
+ROW_HEIGHT = 52.0
 """More than the spacing: labels stand below their nodes."""
 COLUMN_GAP = 26.0
-BAND_GAP = 14.0
+BAND_GAP = 34.0
 SMALLEST, LARGEST = 11.0, 28.0
 BACKBONE = 300
 
@@ -52,27 +52,30 @@ def layout(graph: AttributionGraph) -> Layout:
     column, band = graph.position + 1, graph.layer + 1
     n_columns, n_bands = len(graph.info.tokens) + 1, graph.info.n_layers + 2
     rank, count = _ranks(band * n_columns + column, _order_in_cell(graph))
-    row, slot = np.divmod(rank, ROW)
+    # logits stand one below the other, so that each has room for its words at its side
+    in_a_row = np.where(graph.layer == graph.info.n_layers, 1, ROW)
+    row_height = np.where(graph.layer == graph.info.n_layers, SPACING, ROW_HEIGHT)
+    row, slot = np.divmod(rank, in_a_row)
+    rows = np.ceil(count / in_a_row)
 
     widest = np.zeros(n_columns)
-    np.maximum.at(widest, column, np.minimum(count, ROW))
+    np.maximum.at(widest, column, np.minimum(count, in_a_row))
     shown = np.array([""] + [visible(token) for token in graph.info.tokens], dtype=object)
     room = np.array([min(8.5 * len(text) + 12, 2 * _COLUMN_MINIMUM) for text in shown])
     width = np.maximum(np.maximum(widest * SPACING, room), _COLUMN_MINIMUM) + COLUMN_GAP
     width[0] = width[0] if widest[0] else 0.0
     column_middle = np.cumsum(width) - width / 2
 
-    rows = np.ones(n_bands)
-    np.maximum.at(rows, band, np.ceil(count / ROW))
-    height = rows * ROW_HEIGHT + BAND_GAP
+    height = np.full(n_bands, ROW_HEIGHT)
+    np.maximum.at(height, band, rows * row_height)
+    height += BAND_GAP
     band_middle = -(np.cumsum(height) - height / 2)
 
-    slots = np.minimum(ROW, count - row * ROW)
-    rows_of_cell = np.ceil(count / ROW)
+    slots = np.minimum(in_a_row, count - row * in_a_row)
     names = ["tokens", *(f"L{layer}" for layer in range(graph.info.n_layers)), "output"]
     return Layout(
         x=column_middle[column] + (slot - (slots - 1) / 2) * SPACING,
-        y=band_middle[band] + (row - (rows_of_cell - 1) / 2) * ROW_HEIGHT,
+        y=band_middle[band] + (row - (rows - 1) / 2) * row_height,
         columns=_spans(shown.tolist(), column_middle, width),
         bands=_spans(names, band_middle, height),
     )
@@ -123,16 +126,9 @@ def edge_elements(
     ]
 
 
-def input_shares(graph: AttributionGraph) -> Float[ndarray, "edge"]:
-    """Of every edge the part of Σ|incoming weight| of its target that it brings."""
-    strength = np.abs(graph.weight).astype(np.float64)
-    received = np.bincount(graph.target, strength, minlength=graph.n_nodes)
-    return strength / np.maximum(received[graph.target], np.finfo(np.float64).tiny)
-
-
-def backbone(graph: AttributionGraph, share: Float[ndarray, "edge"], *, most: int = BACKBONE) -> Int[ndarray, "chosen"]:
+def backbone(graph: AttributionGraph, *, most: int = BACKBONE) -> Int[ndarray, "chosen"]:
     """The edges that carry most influence to the logits, strongest first."""
-    carried = share * importance(graph)[graph.target]
+    carried = edge_influence(graph.source, graph.target, graph.weight, logit_weights(graph))
     return np.lexsort((np.arange(graph.n_edges), -carried))[:most]
 
 
@@ -187,7 +183,7 @@ def percent(part: float | None) -> str:
 
 
 def _order_in_cell(graph: AttributionGraph) -> Int[ndarray, "node"]:
-    is_error: Bool[ndarray, "node"] = graph.kind == NodeKind.ERROR
+    is_error = graph.kind == NodeKind.ERROR
     return np.lexsort((np.arange(graph.n_nodes), -importance(graph), is_error))
 
 

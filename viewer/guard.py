@@ -1,25 +1,23 @@
-"""One gate for every request and one seal for every response, whatever the route.
+"""The one gate of the viewer: every request and every response of every route passes here.
 
-A page on the internet can make the browser send requests to 127.0.0.1 and, with a name that it lets point there, read
-the answers. So the Host is checked, nothing but reading is possible, and other sites get no data.
+A page of another site may reach 127.0.0.1 through the reader's browser, so the address alone protects nothing.
 """
 
 import hmac
-import secrets
-import threading
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
-from flask import Flask, Response, redirect, request
-from werkzeug.wrappers import Response as AnyResponse
+from flask import Flask, Response, abort, redirect, request
+from werkzeug.exceptions import MethodNotAllowed
+from werkzeug.wrappers import Response as BaseResponse
 
-LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
-
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
+_HOSTS = ["127.0.0.1", "localhost"]  # the server does not listen on ::1
+_METHODS = ("GET", "HEAD")
+_OWN_SITES = ("same-origin", "none")  # another port of 127.0.0.1 is "same-site", and is not ours
 _HEADERS = {
-    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -28,77 +26,47 @@ _HEADERS = {
 }
 
 
-def protect(app: Flask, token: str | None) -> None:
-    """Check every request of the application, and with a token let in only who brings it."""
-    app.config["TRUSTED_HOSTS"] = list(LOCAL_NAMES)
-    admission = None if token is None else Admission(token)
+def protect(app: Flask, *, token: str | None, versions: dict[str, str]) -> None:
+    """Put the gate before all routes of the app, those that are still to be added included.
+
+    `versions` tells which static file in which version the browser may keep for ever.
+    """
+    app.config["TRUSTED_HOSTS"] = _HOSTS
 
     @app.before_request
-    def check() -> AnyResponse | None:
-        refusal = _refusal()
-        if refusal is None and admission is not None and request.path != "/healthz":
-            refusal = admission.check()
-        return refusal
+    def refuse() -> BaseResponse | None:
+        _ = request.host  # raises for a foreign host, before anything is told about the path
+        if request.method not in _METHODS:
+            raise MethodNotAllowed(valid_methods=_METHODS)
+        if request.path.startswith("/api/") and request.headers.get("Sec-Fetch-Site", "none") not in _OWN_SITES:
+            abort(403, "Only the viewer's own pages may ask this.")
+        if token is None or request.path == "/healthz":
+            return None
+        return _admit(token)
 
     @app.after_request
-    def seal(response: AnyResponse) -> AnyResponse:
+    def harden(response: Response) -> Response:
         response.headers.update(_HEADERS)
-        response.headers.setdefault("Cache-Control", "no-store")
+        version = versions.get(request.path.removeprefix("/static/"))
+        kept = version is not None and request.args.get("v") == version and response.status_code < 400
+        response.headers["Cache-Control"] = "private, max-age=31536000, immutable" if kept else "no-cache"
         return response
 
 
-class Admission:
-    """Trades the token of the first URL, once, for a cookie: a URL is kept in histories, and must not open later."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token.encode()
-        self._session = secrets.token_urlsafe(32).encode()
-        self._spent = False
-        self._lock = threading.Lock()
-
-    def check(self) -> AnyResponse | None:
-        """None for who has the cookie; else a response that sets it or refuses."""
-        cookie = f"trace_{_port()}"  # cookies do not know ports
-        if hmac.compare_digest(request.cookies.get(cookie, "").encode(), self._session):
-            return None
-        if not self._spend(request.args.get("token", "").encode()):
-            return _plain(403, "Open the address that was printed when the viewer started; it works once.")
-        rest = urlencode([(name, value) for name, value in request.args.items(multi=True) if name != "token"])
-        # one slash only: two would lead to another host
-        response = redirect("/" + request.path.lstrip("/\\") + (f"?{rest}" if rest else ""), 303)
-        response.set_cookie(cookie, self._session.decode(), httponly=True, samesite="Strict")
+def _admit(token: str) -> BaseResponse | None:
+    """None for who has the token; it comes once in the address and moves to a cookie, out of sight."""
+    cookie = f"trace_{request.environ['SERVER_PORT']}"  # browsers share cookies between ports
+    if _same(request.args.get("token", ""), token):
+        others = [(name, value) for name, value in request.args.items(multi=True) if name != "token"]
+        # one slash: "//name" would lead to another site
+        address = "/" + quote(request.path.lstrip("/")) + ("?" + urlencode(others) if others else "")
+        response = redirect(address)
+        response.set_cookie(cookie, token, httponly=True, samesite="Strict")
         return response
-
-    def _spend(self, given: bytes) -> bool:
-        with self._lock:
-            if self._spent or not hmac.compare_digest(given, self._token):
-                return False
-            self._spent = True
-            return True
-
-
-def _refusal() -> AnyResponse | None:
-    # the header itself: request.host raises before a response could be chosen
-    if request.environ.get("HTTP_HOST", "").lower() not in _own_hosts():
-        return _plain(400, "This viewer answers only to 127.0.0.1 and localhost, with its port.")
-    if request.method not in ("GET", "HEAD"):
-        response = _plain(405, "This viewer only reads; use GET.")
-        response.headers["Allow"] = "GET, HEAD"
-        return response
-    if request.path.startswith("/api/") and request.headers.get("Sec-Fetch-Site") not in (None, "same-origin", "none"):
-        return _plain(403, "Data is given to the viewer's own pages only.")
+    if not _same(request.cookies.get(cookie, ""), token):
+        abort(403, "This viewer needs its token; open the address that it printed when it started.")
     return None
 
 
-def _own_hosts() -> set[str]:
-    port = _port()
-    bare = set(LOCAL_NAMES) if port == "80" else set()
-    return bare | {f"{name}:{port}" for name in LOCAL_NAMES}
-
-
-def _port() -> str:
-    return request.environ["SERVER_PORT"]
-
-
-def _plain(status: int, text: str) -> Response:
-    return Response(text + "\n", status, mimetype="text/plain")
+def _same(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())

@@ -20,8 +20,9 @@ function setAttributes(element, attributes) {
 
 export function number(value, digits = 3) {
   if (value === null || value === undefined) return "–";
-  const text = Math.abs(value) >= 1000 ? value.toFixed(0) : Number(value.toPrecision(digits)).toString();
-  return text.replace("-", "−");
+  const size = Math.abs(value);
+  const text = size >= 1000 ? value.toFixed(0) : size && size < 1e-4 ? value.toExponential(1) : value.toPrecision(digits);
+  return text.replaceAll("-", "−");
 }
 
 export function signed(value) {

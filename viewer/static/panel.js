@@ -8,6 +8,7 @@ const KIND_NAMES = { feature: "features", error: "errors", token: "tokens", logi
 
 /* Replaces what the panel holds; `go` is called with the node that a connection leads to. */
 export function showNode(panel, details, go) {
+  panel.dataset.node = details.node;
   panel.replaceChildren(
     make("h2", { tabindex: -1 }, title(details)),
     facts(details),
@@ -22,6 +23,7 @@ export function showNode(panel, details, go) {
 }
 
 export function showHint(panel, text) {
+  delete panel.dataset.node;
   panel.replaceChildren(make("p", { class: "quiet" }, text));
 }
 

@@ -41,27 +41,35 @@ export function createPicture(container, graph) {
 
 /* All nodes if they are large enough then; else the end of the prompt, where the answer is. */
 export function fit(cy) {
-  const shown = cy.nodes(":visible");
+  const shown = shownNodes(cy);
   cy.fit(shown, 36);
   if (cy.zoom() >= SMALLEST_ZOOM || cy.width() > 700) return;
   const box = shown.boundingBox({ includeLabels: false });
   const zoom = SMALLEST_ZOOM;
-  cy.viewport({ zoom, pan: { x: cy.width() - 24 - box.x2 * zoom, y: 30 - box.y1 * zoom } });
+  const top = Math.max(30, (cy.height() - box.h * zoom) / 2);
+  cy.viewport({ zoom, pan: { x: cy.width() - 24 - box.x2 * zoom, y: top - box.y1 * zoom } });
+}
+
+/* By class: Cytoscape's own ":visible" tells the state of the last frame. */
+function shownNodes(cy) {
+  return cy.nodes().not(".pruned").union(cy.nodes(".picked"));
 }
 
 /* Labels that do not cover each other, the most telling first; more of them as the reader comes closer. */
 export function label(cy) {
   const zoom = cy.zoom();
   const picked = cy.nodes(".picked, .near");
-  const candidates = (picked.length ? picked.union(cy.nodes(".hovered")) : cy.nodes()).filter(":visible");
+  const candidates = picked.length ? shownNodes(cy).filter(".picked, .near, .hovered") : shownNodes(cy);
   const taken = [];
   const named = [];
   for (const node of candidates.sort((a, b) => rank(b) - rank(a)).toArray()) {
-    if (node.data("kind") === "token" && !node.is(".hovered, .picked")) continue; // the words stand below
+    if (!node.is(".hovered, .picked, .near.error") && speaksForItself(node)) continue;
     const { x, y } = node.renderedPosition();
-    const half = (node.data("label").length * CHARACTER) / 2 + 3;
-    const top = y + (node.data("size") * zoom) / 2;
-    const box = { left: x - half, right: x + half, top, bottom: top + FONT + 5 };
+    const radius = (node.data("size") * zoom) / 2;
+    const width = node.data("label").length * CHARACTER + 6;
+    const box = node.is(".logit")
+      ? { left: x - radius - width, right: x, top: y - FONT / 2, bottom: y + FONT / 2 }
+      : { left: x - width / 2, right: x + width / 2, top: y + radius, bottom: y + radius + FONT + 5 };
     if (!node.is(".hovered, .picked") && taken.some((other) => overlap(box, other))) continue;
     taken.push(box);
     named.push(node);
@@ -70,6 +78,11 @@ export function label(cy) {
     cy.nodes(".named").removeClass("named");
     for (const node of named) node.data({ font: FONT / zoom, halo: 2.5 / zoom }).addClass("named");
   });
+}
+
+/* Words stand below the tokens, and what an error misses has no name. */
+function speaksForItself(node) {
+  return node.is(".token, .error");
 }
 
 function rank(node) {
@@ -160,6 +173,7 @@ function style() {
       "text-outline-color": colour("paper"),
       "text-outline-opacity": 0.9,
     }),
+    rule("node.logit.named", { "text-halign": "left", "text-valign": "center", "text-margin-x": -4, "text-margin-y": 0 }),
     rule("node.pruned", { display: "none" }),
     rule("node.pruned.picked", { display: "element" }),
   ];
