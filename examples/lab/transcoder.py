@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.nn import functional
 
 from examples.lab.examples import encode
 from examples.lab.language_model import SHARES, sample_batches
@@ -34,7 +35,7 @@ def train_lab_transcoder(lab: Lab, config: TrainConfig) -> CrossLayerTranscoder:
     start = time.time()
 
     def on_step(step: int, error: float, transcoder: CrossLayerTranscoder) -> None:
-        if step % 100 == 0 or step == 1:
+        if step % 50 == 0 or step == 1:
             print(f"step {step}  {time.time() - start:.0f} s  relative error {error:.4f}", flush=True)
 
     return train(model, _token_batches(lab, config), shape, config, on_step=on_step)
@@ -49,9 +50,11 @@ def _token_batches(lab: Lab, config: TrainConfig) -> Iterator[TokenBatch]:
     }
     random = np.random.default_rng(config.seed + 1)
     while True:
-        for batch in sample_batches(families, len(lab.tokenizer), random):
-            place = torch.arange(batch.tokens.shape[1])
-            yield batch.tokens, (place < batch.length[:, None]) & (place > 0)
+        parts = sample_batches(families, len(lab.tokenizer), random)
+        width = max(part.tokens.shape[1] for part in parts)
+        tokens = torch.cat([functional.pad(part.tokens, (0, width - part.tokens.shape[1])) for part in parts])
+        place = torch.arange(width)
+        yield tokens, (place < torch.cat([part.length for part in parts])[:, None]) & (place > 0)
 
 
 def inventory(lab: Lab, transcoder: CrossLayerTranscoder, name: str, per_family: int = 2500) -> pa.Table:
