@@ -180,7 +180,8 @@ def sql(arguments: tuple[str, ...], form: str | None, output: Path | None, param
         if not (name.isidentifier() and equals):
             raise CommandError(f"-p {pair!r} is no parameter; write it as NAME=VALUE.")
         values[name] = value
-    table = store.sql(arguments[-1], **values)
+    *_, query = arguments
+    table = store.sql(query, **values)
     commands.write_table(table, form or ("table" if sys.stdout.isatty() and output is None else "csv"), output)
 
 

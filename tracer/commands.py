@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -67,9 +68,9 @@ def trace_and_save(
         store.save_features(features, replacement.origin.transcoder)
     graph_id = store.save(done.graph)
     predictions = [vars(prediction) for prediction in done.predictions]
-    whole = {"nodes": done.n_nodes, "edges": done.n_edges}
-    record = graph_record(graph_id, store, done.graph) | {"predictions": predictions}
-    record["counts"] |= whole | {"pruned_nodes": done.graph.n_nodes, "pruned_edges": done.graph.n_edges}
+    record: dict[str, Any] = graph_record(graph_id, store, done.graph) | {"predictions": predictions}
+    counts = record["counts"] | {"nodes": done.n_nodes, "edges": done.n_edges}
+    record["counts"] = counts | {"pruned_nodes": done.graph.n_nodes, "pruned_edges": done.graph.n_edges}
     text = json.dumps(record, ensure_ascii=False, indent=2) if as_json else _text(record, done.graph)
     return Printed(text, graph_id)
 

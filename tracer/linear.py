@@ -5,6 +5,7 @@ cotangent at the layer's output comes out at its input as g + s γ W_Vᵀ Aᵀ W
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -69,7 +70,7 @@ class FrozenAttention:
         return back * self.norm.gain * self.norm.scale[:n, None]
 
 
-def freeze_norm(module: nn.Module, x: Float[Tensor, "position d_model"], dtype: torch.dtype) -> FrozenNorm:
+def freeze_norm(module: Any, x: Float[Tensor, "position d_model"], dtype: torch.dtype) -> FrozenNorm:
     """Hold an RMSNorm's denominator at its value for the residual stream x."""
     epsilon = float(module.variance_epsilon)
     scale = (x.to(dtype).pow(2).mean(-1) + epsilon).rsqrt()

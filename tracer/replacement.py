@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -107,7 +108,7 @@ class ReplacementModel:
         if Path(model).exists() and not (Path(model) / "config.json").is_file():
             raise TraceError(f"{model} is not a Hugging Face model directory: it has no config.json.")
         try:
-            network = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="eager")
+            network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="eager")
             tokenizer = AutoTokenizer.from_pretrained(model)
         except OSError as error:
             first = str(error).splitlines()[0]
@@ -160,7 +161,7 @@ class ReplacementModel:
 
     def token_text(self, token_id: int) -> str:
         """A token as text."""
-        return self.tokenizer.decode([token_id])
+        return str(self.tokenizer.decode([token_id]))
 
     def localize(self, prompt: Prompt) -> LocalReplacementModel:
         """Run the prompt once and hold everything nonlinear at its value."""

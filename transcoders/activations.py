@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from transcoders.families import dissect
+from transcoders.model import CrossLayerTranscoder
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def mlp_activations(
 
 
 @contextmanager
-def replaced_mlps(model: PreTrainedModel, transcoder: nn.Module) -> Iterator[None]:
+def replaced_mlps(model: PreTrainedModel, transcoder: CrossLayerTranscoder) -> Iterator[None]:
     """Inside the block the model's MLPs are replaced by the transcoder: attention live, no error terms.
 
     Position 0 keeps the model's own MLP outputs: it holds the attention sink, and features never live there.

@@ -78,9 +78,9 @@ def feature_records(
     """One record per feature of a layer, in the columns of the store's `features` table less its labels."""
     matrix = firing.activation[layer]
     top_value, top_id, bottom_value, bottom_id = (x.tolist() for x in promoted)
-    n_sites = matrix.shape[1]
+    n_sites = len(firing.prompt)
     records = []
-    for feature in range(matrix.shape[0]):
+    for feature in range(len(matrix.indptr) - 1):
         span = slice(matrix.indptr[feature], matrix.indptr[feature + 1])
         sites, values = matrix.indices[span], matrix.data[span]
         records.append(

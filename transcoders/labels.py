@@ -47,7 +47,7 @@ def label_by_firing(fires: csr_array, situations: Situations) -> list[Label | No
     kinds = np.array(situations.kind)
     return [
         _best(inside[row] / total[row], hits[row], size, situations.names, kinds) if total[row] > 0 else None
-        for row in range(fires.shape[0])
+        for row in range(len(total))
     ]
 
 

@@ -1,6 +1,7 @@
 """Every number on the lab's card, measured from the files that ship."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ class Lab:
 
 def load_model(folder: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """The lab's language model from its directory."""
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def place_facts(world: World) -> dict[tuple[str, str], str]:
@@ -192,8 +194,8 @@ def measure_graphs(lab: Lab, replacement: ReplacementModel, n: int = 100) -> dic
         ]
         result[name] = {
             "graphs": len(infos),
-            "replacement": float(np.mean([info.replacement_score for info in infos])),
-            "completeness": float(np.mean([info.completeness_score for info in infos])),
+            "replacement": float(np.mean([info.replacement_score or 0.0 for info in infos])),
+            "completeness": float(np.mean([info.completeness_score or 0.0 for info in infos])),
             "active_features": float(np.mean([info.n_active_features for info in infos])),
             "largest_conservation_error": max(info.conservation_error for info in infos),
         }

@@ -67,8 +67,8 @@ def inventory(lab: Lab, transcoder: CrossLayerTranscoder, name: str, per_family:
     tokens, lengths = pad(lab.tokenizer, [q.prompt for q in chosen])
     place = torch.arange(tokens.shape[1])
     firing = collect_firing(lab.model, transcoder, tokens, (place < lengths[:, None]) & (place > 0))
-    prompts = [lab.tokenizer.convert_ids_to_tokens(ids[:n].tolist()) for ids, n in zip(tokens, lengths, strict=True)]
-    vocabulary = lab.tokenizer.convert_ids_to_tokens(range(len(lab.tokenizer)))
+    prompts = [token_texts(lab, ids[:n].tolist()) for ids, n in zip(tokens, lengths, strict=True)]
+    vocabulary = token_texts(lab, list(range(len(lab.tokenizer))))
     tags = [tags_of(question, lab.tokenizer) for question in chosen]
     site_tags = [tags[prompt][position] for prompt, position in zip(firing.prompt, firing.position, strict=True)]
     kinds = _site_kinds(lab, chosen, lengths, firing)
@@ -80,6 +80,11 @@ def inventory(lab: Lab, transcoder: CrossLayerTranscoder, name: str, per_family:
         for row, label in zip(rows, labels, strict=True):
             records.append(row | {"transcoder": name} | _label_columns(row, label))
     return pa.Table.from_pylist(records, schema=tables()["features"])
+
+
+def token_texts(lab: Lab, ids: list[int]) -> list[str]:
+    """Tokens as text, one by one."""
+    return [str(token) for token in lab.tokenizer.convert_ids_to_tokens(ids)]
 
 
 def _site_kinds(lab: Lab, chosen: list[Question], lengths: torch.Tensor, firing: Firing) -> np.ndarray:
@@ -98,7 +103,7 @@ def _labels(
     matrix = firing.activation[layer].tocsc()
     mass = np.stack([np.asarray(matrix[:, kinds == kind].sum(axis=1)).ravel() for kind in (SUBJECT, LAST, OTHER)])
     home = mass.argmax(0)
-    labels: list[Label | None] = [None] * matrix.shape[0]
+    labels: list[Label | None] = [None] * len(home)
     for kind in (SUBJECT, LAST, OTHER):
         sites = np.flatnonzero(kinds == kind)
         found = label_by_firing(matrix[:, sites].tocsr(), situations_of([site_tags[i] for i in sites]))
