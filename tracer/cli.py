@@ -171,7 +171,8 @@ def sql(arguments: tuple[str, ...], form: str | None, output: Path | None, param
     from graphs import GraphStore
     from tracer import commands
 
-    store = GraphStore(Path(arguments[0]) if len(arguments) == 2 else Path(DEFAULT_STORE))
+    folder, query = [DEFAULT_STORE, *arguments][-2:]
+    store = GraphStore(Path(folder))
     _require_store(store)
     _warn_of_damage(store)
     values = {}
@@ -180,7 +181,6 @@ def sql(arguments: tuple[str, ...], form: str | None, output: Path | None, param
         if not (name.isidentifier() and equals):
             raise CommandError(f"-p {pair!r} is no parameter; write it as NAME=VALUE.")
         values[name] = value
-    *_, query = arguments
     table = store.sql(query, **values)
     commands.write_table(table, form or ("table" if sys.stdout.isatty() and output is None else "csv"), output)
 

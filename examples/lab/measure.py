@@ -45,7 +45,7 @@ class Lab:
 
 def load_model(folder: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """The lab's language model from its directory."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
