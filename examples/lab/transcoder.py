@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 from torch.nn import functional
 
 from examples.lab.examples import encode
@@ -53,8 +55,25 @@ def _token_batches(lab: Lab, config: TrainConfig) -> Iterator[TokenBatch]:
         parts = sample_batches(families, len(lab.tokenizer), random)
         width = max(part.tokens.shape[1] for part in parts)
         tokens = torch.cat([functional.pad(part.tokens, (0, width - part.tokens.shape[1])) for part in parts])
-        place = torch.arange(width)
-        yield tokens, (place < torch.cat([part.length for part in parts])[:, None]) & (place > 0)
+        rows = torch.tensor(random.permutation(len(tokens)))
+        length = torch.cat([part.length for part in parts])
+        for chosen in rows.tensor_split(2):
+            yield tokens[chosen], distinct_prefixes(tokens[chosen], length[chosen])
+
+
+def distinct_prefixes(
+    tokens: Int[Tensor, "batch position"], length: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch position"]:
+    """One site for every distinct prefix after the first token: the same prefix gives the same activations."""
+    seen: set[tuple[int, ...]] = set()
+    keep = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, (sequence, n) in enumerate(zip(tokens.tolist(), length.tolist(), strict=True)):
+        for position in range(1, n):
+            prefix = tuple(sequence[: position + 1])
+            if prefix not in seen:
+                seen.add(prefix)
+                keep[row, position] = True
+    return keep
 
 
 def inventory(lab: Lab, transcoder: CrossLayerTranscoder, name: str, per_family: int = 2500) -> pa.Table:
