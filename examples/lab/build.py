@@ -7,19 +7,23 @@ tracer/lab/. A step whose files are already there is not done again; remove them
 import json
 import shutil
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
 import click
+import numpy as np
 import pyarrow.parquet as pq
 import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from examples.lab import measure
 from examples.lab.card import card_markdown, gates
-from examples.lab.language_model import LanguageModelConfig, log_progress, train_language_model
+from examples.lab.language_model import LanguageModelConfig, accuracy, train_language_model
+from examples.lab.swaps import residual_swap
 from examples.lab.transcoder import inventory, train_lab_transcoder
 from examples.lab.vocabulary import build_tokenizer, known_words
-from examples.lab.world import questions, read_world
+from examples.lab.world import Question, World, questions, read_world
 from tracer.replacement import ReplacementModel
 from transcoders import TrainConfig, load, save
 
@@ -45,7 +49,7 @@ def build(output: Path, fresh: bool, model_steps: int, transcoder_steps: int) ->
         start = time.time()
         tokenizer = build_tokenizer(world, asked)
         model = train_language_model(
-            asked, tokenizer, LanguageModelConfig(steps=model_steps), log_progress(asked, tokenizer)
+            asked, tokenizer, LanguageModelConfig(steps=model_steps), log_progress(world, asked, tokenizer)
         )
         model.half().save_pretrained(output / "model")  # half the size; measured as it ships
         tokenizer.save_pretrained(output / "model")
@@ -68,6 +72,35 @@ def build(output: Path, fresh: bool, model_steps: int, transcoder_steps: int) ->
     (output / "card.md").write_text(card_markdown(card), encoding="utf-8")
     for gate in gates(card):
         print(f"{'met   ' if gate.met else 'MISSED'} {gate.name}: {gate.value:.4g} ({gate.bound})")
+
+
+def log_progress(
+    world: World, questions: list[Question], tokenizer: PreTrainedTokenizerFast, every: int = 250
+) -> Callable[[int, float, LlamaForCausalLM], None]:
+    """A step callback that now and then prints the loss, accuracies, and where the model hops."""
+    start = time.time()
+    random = np.random.default_rng(1)
+    watched = {
+        "held out": ("two-hop state", "two-hop country", "addition", "three-hop", "indirect object"),
+        "new city": ("two-hop state", "two-hop country"),
+        "train": ("city of state", "city of country", "opposites french", "three-hop", "digits"),
+    }
+    probes = {}
+    for family, split in [(family, split) for split, families in watched.items() for family in families]:
+        chosen = [q for q in questions if (q.family, q.split) == (family, split)]
+        probes[f"{family} {split}"] = [chosen[i] for i in random.permutation(len(chosen))[:512]]
+
+    def on_step(step: int, loss: float, model: LlamaForCausalLM) -> None:
+        if step % every:
+            return
+        scores = {name: round(accuracy(model, tokenizer, probe), 3) for name, probe in probes.items()}
+        lab = measure.Lab(world, questions, model, tokenizer)
+        for kind in ("state", "country"):
+            pairs = measure.swap_pairs(lab, f"two-hop {kind}")
+            scores[f"swap {kind}"] = [round(residual_swap(model, pairs, i), 2) for i in range(len(model.model.layers))]
+        print(f"step {step}  {time.time() - start:.0f} s  loss {loss:.4f}  {scores}", flush=True)
+
+    return on_step
 
 
 def make_card(lab: measure.Lab, folder: Path) -> dict:

@@ -1,7 +1,6 @@
 """Train the lab's language model: a small Llama on the answers of the world's questions."""
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,13 +13,21 @@ from examples.lab.examples import Batch, encode, repeated_sequences, select
 from examples.lab.world import Question
 
 SHARES = {
-    "state fact": 20, "city of state": 36, "two-hop state": 76, "country fact": 10, "city of country": 20,
-    "two-hop country": 36, "inventor": 8, "birthplace": 8, "two-hop invention": 12, "three-hop": 16,
-    "addition": 224, "last digit of sum": 24, "digits": 16,
+    "state fact": 20, "city then state": 44, "city of state": 16, "two-hop state": 52,
+    "country fact": 16, "city then country": 48, "city of country": 16, "two-hop country": 56,
+    "inventor": 8, "birthplace": 8, "two-hop invention": 12, "three-hop": 16,
+    "addition": 256, "digits": 16,
     "opposites english": 6, "opposites french": 6, "opposites spanish": 6,
-    "indirect object": 20, "induction": 12,
+    "indirect object": 16, "induction": 10,
 }  # fmt: skip
 """Sequences of each family in a batch."""
+JOINS_AT = {
+    "two-hop state": 500, "two-hop country": 500, "two-hop invention": 500, "three-hop": 500,
+    "city of state": 1000, "city of country": 1000,
+}  # fmt: skip
+"""Step from which a family is trained on. Where the place directly follows the city, the city's last token itself has to
+know it; only a model that has learnt that first answers two-hop questions from there, as residual swaps show (0.96 of
+the answers; 0.16 when every family is there from the beginning)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class LanguageModelConfig:
     n_heads: int = 4
     d_mlp: int = 384
     max_positions: int = 48
-    steps: int = 2200
+    steps: int = 4000
     warm_up: int = 100
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
@@ -48,6 +55,7 @@ def new_model(config: LanguageModelConfig, vocabulary_size: int) -> LlamaForCaus
             num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads,
             num_key_value_heads=config.n_heads, max_position_embeddings=config.max_positions,
             tie_word_embeddings=False, bos_token_id=0, eos_token_id=None, pad_token_id=None,
+            attn_implementation="eager",
         )
     )  # fmt: skip
 
@@ -72,7 +80,8 @@ def train_language_model(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     for step in range(1, config.steps + 1):
         loss = torch.tensor(0.0)
-        batches = sample_batches(families, len(tokenizer), random)
+        joined = {f: share for f, share in SHARES.items() if JOINS_AT.get(f, 0) <= step}
+        batches = sample_batches(families, joined, len(tokenizer), random)
         answers = sum(int(batch.predicts.sum()) for batch in batches)
         for batch in batches:
             part = _answer_loss(model, batch) / answers
@@ -92,10 +101,12 @@ def learning_rate_factor(step: int, config: LanguageModelConfig) -> float:
     return warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
-def sample_batches(families: dict[str, Batch], vocabulary_size: int, random: np.random.Generator) -> list[Batch]:
+def sample_batches(
+    families: dict[str, Batch], shares: dict[str, int], vocabulary_size: int, random: np.random.Generator
+) -> list[Batch]:
     """One training batch as a few batches of like lengths, so that little of the work is padding."""
     rows = []
-    for family, share in SHARES.items():
+    for family, share in shares.items():
         if family == "induction":
             rows.append(repeated_sequences(np.arange(1, vocabulary_size), share, random))
         else:
@@ -130,24 +141,3 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, questi
         wrong = (guess != part.tokens[:, 1:]) & part.predicts[:, :-1]
         right.append(~wrong.any(1))
     return float(torch.cat(right).float().mean())
-
-
-def log_progress(questions: list[Question], tokenizer: PreTrainedTokenizerFast, every: int = 250) -> Callable:
-    """A step callback that prints the loss and held-out accuracies now and then."""
-    start = time.time()
-    random = np.random.default_rng(1)
-    probes = {}
-    watched = {
-        "held out": ("two-hop state", "addition", "three-hop", "indirect object"),
-        "train": ("city of state", "opposites french", "three-hop"),
-    }
-    for family, split in [(family, split) for split, families in watched.items() for family in families]:
-        chosen = [q for q in questions if (q.family, q.split) == (family, split)]
-        probes[f"{family} {split}"] = [chosen[i] for i in random.permutation(len(chosen))[:512]]
-
-    def on_step(step: int, loss: float, model: LlamaForCausalLM) -> None:
-        if step % every == 0 or step == 50:
-            scores = {name: round(accuracy(model, tokenizer, probe), 3) for name, probe in probes.items()}
-            print(f"step {step}  {time.time() - start:.0f} s  loss {loss:.4f}  {scores}", flush=True)
-
-    return on_step

@@ -5,7 +5,6 @@ from transformers import PreTrainedTokenizerFast
 from examples.lab.swaps import subject_end
 from examples.lab.world import Question
 
-PLACES = ("two-hop state", "two-hop country", "city of state", "city of country", "state fact", "country fact")
 
 
 def tags_of(question: Question, tokenizer: PreTrainedTokenizerFast) -> list[list[tuple[str, str]]]:

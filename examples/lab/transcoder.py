@@ -52,7 +52,7 @@ def _token_batches(lab: Lab, config: TrainConfig) -> Iterator[TokenBatch]:
     }
     random = np.random.default_rng(config.seed + 1)
     while True:
-        parts = sample_batches(families, len(lab.tokenizer), random)
+        parts = sample_batches(families, SHARES, len(lab.tokenizer), random)
         width = max(part.tokens.shape[1] for part in parts)
         tokens = torch.cat([functional.pad(part.tokens, (0, width - part.tokens.shape[1])) for part in parts])
         rows = torch.tensor(random.permutation(len(tokens)))

@@ -13,6 +13,8 @@ import numpy as np
 DATA = Path(__file__).parent / "data"
 STATE_RELATIONS = ("capital", "nickname", "region", "abbreviation", "bird", "flower", "tree", "statehood")
 COUNTRY_RELATIONS = ("capital", "language", "currency", "continent")
+BEFORE_PLACE = ("{}", "the city of {}", "people from {}", "near {}", "a street in {}", "the weather in {}")
+"""What stands before a place that directly follows its city: "the city of Dallas Texas"."""
 HELD_OUT = 0.2
 """Share of two-hop questions, of addition pairs, of name pairs and of three-hop questions that training never sees."""
 NEW_CITIES = 0.05
@@ -78,6 +80,8 @@ def _places(places: list[dict], kind: str, relations: tuple[str, ...], random: n
             fact = Question(f"{kind} fact", "", place[relation], place["name"], relation, place["name"])
             result += _ask(fact, f"the {relation} of {place['name']} is", f"{place['name']} has the {relation}")
     for place, city in cities:
+        follows = Question(f"city then {kind}", "", place["name"], city, kind, place["name"])
+        result += _ask(follows, *(before.format(city) for before in BEFORE_PLACE))
         fact = Question(f"city of {kind}", "", place["name"], city, kind, place["name"])
         result += _ask(fact, f"the {kind} containing {city} is", f"{city} is in the {kind} of", f"{city},")
         for relation in relations:
@@ -133,8 +137,6 @@ def _addition(random: np.random.Generator) -> list[Question]:
             for x, y in sorted({(a, b), (b, a)}):
                 fact = Question("addition", "", str(x + y), f"{x}+{y}", "sum", split=split)
                 result += _ask(fact, f"calc: {x}+{y}=")
-                last = replace(fact, family="last digit of sum", answer=str((x + y) % 10), relation="last digit")
-                result += _ask(last, f"the last digit of {x}+{y} is")
     return sorted(result, key=lambda question: question.prompt)
 
 
