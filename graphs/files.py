@@ -4,7 +4,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from graphs.errors import GraphError
@@ -77,6 +77,42 @@ def locked_folder(folder: Path) -> Iterator[None]:
                 return
         finally:
             os.close(handle)
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Whatever is replaced in the folder meanwhile stays readable: nobody finds the folder `unread`."""
+    if sys.platform == "win32":
+        yield
+        return
+    with _locked(folder, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def unread(folder: Path) -> Iterator[bool]:
+    """Whether nobody is `reading` the folder; who begins to read waits until this ends."""
+    if sys.platform == "win32":
+        yield True
+        return
+    # those who ask queue at the folder above, so that they do not find each other
+    with _locked(folder.parent, fcntl.LOCK_EX), ExitStack() as held:
+        try:
+            held.enter_context(_locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+
+
+@contextmanager
+def _locked(folder: Path, operation: int) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, operation)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _is_still(folder: Path, handle: int) -> bool:

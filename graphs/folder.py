@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from graphs.columns import edges_to_table, graph_from_tables, info_from_row, info_to_table, nodes_to_table
 from graphs.errors import GraphError
-from graphs.files import is_temporary, new_nonce, sync_folder, temporary_path, write_durably
+from graphs.files import is_temporary, new_nonce, sync_folder, temporary_path, unread, write_durably
 from graphs.graph import AttributionGraph
 from graphs.schema import tables
 
@@ -69,9 +69,11 @@ def write_graph(folder: Path, graph: AttributionGraph, graph_id: str) -> None:
             _remove(folder, set(paths))
         raise
     sync_folder(folder)
-    # the version that was replaced, and what killed saves left behind
-    data = {path for path in folder.iterdir() if path.match("nodes-*.parquet") or path.match("edges-*.parquet")}
-    _remove(folder, {path for path in folder.iterdir() if is_temporary(path)} | data - set(paths))
+    # the version that was replaced, and what killed saves left behind; a query may need them until the next save
+    with unread(folder.parent) as free:
+        if free:
+            data = {path for path in folder.iterdir() if path.match("nodes-*.parquet") or path.match("edges-*.parquet")}
+            _remove(folder, {path for path in folder.iterdir() if is_temporary(path)} | data - set(paths))
 
 
 def read_graph(folder: Path) -> AttributionGraph:

@@ -14,7 +14,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from graphs import database
 from graphs.columns import info_from_row
 from graphs.errors import GraphError
-from graphs.files import file_errors_as_graph_errors, is_temporary, locked_folder, write_atomically
+from graphs.files import file_errors_as_graph_errors, is_temporary, locked_folder, reading, write_atomically
 from graphs.folder import DAMAGE, HEAD, Checked, Head, check_graph, is_unchanged, read_graph, write_graph
 from graphs.graph import AttributionGraph, GraphInfo
 from graphs.schema import SCHEMA_VERSION, tables
@@ -37,7 +37,7 @@ _DESCRIPTION = "store.json"
 _TRANSCODER = b"transcoder"
 _ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _SLUG_LENGTH = 40
-_ATTEMPTS = 50  # of a query whose graphs are replaced under its hands
+_ATTEMPTS = 50  # of a query whose graphs are deleted under its hands
 
 
 @dataclass(frozen=True)
@@ -150,15 +150,17 @@ class GraphStore:
 
         Damaged graphs are left out. Raises `GraphError` with DuckDB's message.
         """
-        for _ in range(_ATTEMPTS):
-            contents = self._contents()
-            try:
-                return database.query(contents, query, parameters)
-            except GraphError:
-                # nodes and edges of a version of a graph never change, but they go when it is replaced
-                if all(path.exists() for name in ("nodes", "edges") for path, _ in contents[name]):
-                    raise
-        raise GraphError(f"graphs in {self.folder} are replaced faster than they can be read; ask again later.")
+        parent = self.folder / "graphs"
+        with reading(parent) if parent.is_dir() else nullcontext():
+            for _ in range(_ATTEMPTS):
+                contents = self._contents()
+                try:
+                    return database.query(contents, query, parameters)
+                except GraphError:
+                    # a version of a graph never changes, but it goes when the graph is deleted
+                    if all(path.exists() for name in ("nodes", "edges") for path, _ in contents[name]):
+                        raise
+        raise GraphError(f"graphs in {self.folder} are deleted faster than they can be read; ask again later.")
 
     def _path(self, graph_id: str) -> Path:
         if not _ID.fullmatch(graph_id):

@@ -42,7 +42,7 @@ class TranscoderConfig:
 class TrainConfig:
     """How a transcoder is trained."""
 
-    steps: int = 500
+    steps: int = 2500
     learning_rate: float = 2e-3
     error_floor: float = 0.02
     """Added to each token's squared norm, as a share of the layer's mean, before the error is divided by it."""

@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from transcoders.activations import mlp_activations
 from transcoders.config import TrainConfig, TranscoderConfig
 from transcoders.loss import relative_error
 from transcoders.model import CrossLayerTranscoder
 
-TokenBatch = tuple[Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]
-"""Right-padded token ids, and which tokens to learn from."""
+ActivationBatch = tuple[Float[Tensor, "layer token d_model"], Float[Tensor, "layer token d_model"]]
+"""What every MLP reads and writes at some tokens."""
 
 
 def ignore(step: int, error: float, transcoder: CrossLayerTranscoder) -> None:
@@ -21,14 +19,13 @@ def ignore(step: int, error: float, transcoder: CrossLayerTranscoder) -> None:
 
 
 def train(
-    model: PreTrainedModel,
-    tokens: Iterable[TokenBatch],
+    batches: Iterable[ActivationBatch],
     shape: TranscoderConfig,
     config: TrainConfig,
     *,
     on_step: Callable[[int, float, CrossLayerTranscoder], None] = ignore,
 ) -> CrossLayerTranscoder:
-    """Train on a stream of token batches: relative error, k features per layer and token, dead ones pulled back.
+    """Train on a stream of activations: relative error, k features per layer and token, dead ones pulled back.
 
     The features of `shape` must be "topk": nothing else in the loss keeps their number down.
     """
@@ -36,8 +33,7 @@ def train(
     transcoder.initialise(torch.Generator().manual_seed(config.seed))
     optimizer = torch.optim.Adam(transcoder.parameters(), lr=config.learning_rate, betas=(0.9, 0.98))
     silent = torch.zeros(shape.n_layers, shape.n_features, dtype=torch.int64)
-    for step, (ids, keep) in zip(range(1, config.steps + 1), tokens, strict=False):
-        inputs, outputs = mlp_activations(model, ids, keep, shape.reads)
+    for step, (inputs, outputs) in zip(range(1, config.steps + 1), batches, strict=False):
         if step == 1:
             with torch.no_grad():
                 transcoder.b_dec.copy_(outputs.mean(1))
@@ -73,9 +69,26 @@ def _learn(
     if dead.any():
         # Dead features are asked to explain what the living leave (as AuxK, with every dead feature).
         some = slice(None, None, config.dead_tokens)
-        crowd = dead.sum(1).clamp(min=1)[:, None, None].sqrt()
-        revived = transcoder.decode(pre_activation[:, some].relu() * dead[:, None] / crowd) - transcoder.b_dec[:, None]
+        revived = _written_by_dead(transcoder, pre_activation[:, some], dead)
         rest = (outputs - reconstruction).detach()[:, some]
         loss = loss + config.dead_weight * relative_error(revived, rest, config.error_floor).mean()
     loss.backward()
     return float(error.detach()), (activations > 0).any(1)
+
+
+def _written_by_dead(
+    transcoder: CrossLayerTranscoder,
+    pre_activation: Float[Tensor, "layer token feature"],
+    dead: Bool[Tensor, "layer feature"],
+) -> Float[Tensor, "layer token d_model"]:
+    """What the dead features would write if all of them fired, made smaller by the root of their number."""
+    n_layers, n_tokens, _ = pre_activation.shape
+    written = list(torch.zeros(n_layers, n_tokens, transcoder.config.d_model))
+    for source, decoder in enumerate(transcoder.W_dec):
+        [chosen] = dead[source].nonzero(as_tuple=True)
+        if len(chosen) == 0:
+            continue
+        activations = pre_activation[source][:, chosen].relu() / len(chosen) ** 0.5
+        for k, write in enumerate((activations @ decoder[chosen].flatten(1)).split(transcoder.config.d_model, dim=-1)):
+            written[source + k] = written[source + k] + write
+    return torch.stack(written)

@@ -83,7 +83,15 @@ def log_progress(
     watched = {
         "held out": ("two-hop state", "two-hop country", "addition", "three-hop", "indirect object"),
         "new city": ("two-hop state", "two-hop country"),
-        "train": ("city of state", "city of country", "opposites french", "three-hop", "digits"),
+        "train": (
+            "city then state",
+            "city then country",
+            "city of state",
+            "city of country",
+            "opposites french",
+            "three-hop",
+            "digits",
+        ),
     }
     probes = {}
     for family, split in [(family, split) for split, families in watched.items() for family in families]:

@@ -13,21 +13,23 @@ from examples.lab.examples import Batch, encode, repeated_sequences, select
 from examples.lab.world import Question
 
 SHARES = {
-    "state fact": 20, "city then state": 44, "city of state": 16, "two-hop state": 52,
-    "country fact": 16, "city then country": 48, "city of country": 16, "two-hop country": 56,
+    "state fact": 20, "city then state": 50, "city of state": 16, "two-hop state": 60,
+    "country fact": 16, "city then country": 50, "city of country": 16, "two-hop country": 56,
     "inventor": 8, "birthplace": 8, "two-hop invention": 12, "three-hop": 16,
-    "addition": 256, "digits": 16,
+    "addition": 264, "digits": 16,
     "opposites english": 6, "opposites french": 6, "opposites spanish": 6,
     "indirect object": 16, "induction": 10,
 }  # fmt: skip
 """Sequences of each family in a batch."""
-JOINS_AT = {
-    "two-hop state": 500, "two-hop country": 500, "two-hop invention": 500, "three-hop": 500,
-    "city of state": 1000, "city of country": 1000,
-}  # fmt: skip
-"""Step from which a family is trained on. Where the place directly follows the city, the city's last token itself has to
-know it; only a model that has learnt that first answers two-hop questions from there, as residual swaps show (0.96 of
-the answers; 0.16 when every family is there from the beginning)."""
+FROM_THE_START = ("state fact", "city then state", "country fact", "city then country")
+TWO_HOP_FROM = 450
+THE_REST_FROM = 1000
+"""Steps from which the other families are trained on.
+
+Where the place directly follows the city, the city's last token itself has to know it. Only a model that has learnt
+that first answers two-hop questions from there: 0.96 of the answers follow a swapped residual stream at the city, 0.16
+when every family is there from the first step.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class LanguageModelConfig:
     n_heads: int = 4
     d_mlp: int = 384
     max_positions: int = 48
-    steps: int = 4000
+    steps: int = 4300
     warm_up: int = 100
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
@@ -80,7 +82,7 @@ def train_language_model(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     for step in range(1, config.steps + 1):
         loss = torch.tensor(0.0)
-        joined = {f: share for f, share in SHARES.items() if JOINS_AT.get(f, 0) <= step}
+        joined = {family: share for family, share in SHARES.items() if first_step(family) <= step}
         batches = sample_batches(families, joined, len(tokenizer), random)
         answers = sum(int(batch.predicts.sum()) for batch in batches)
         for batch in batches:
@@ -93,6 +95,13 @@ def train_language_model(
         optimizer.zero_grad()
         on_step(step, float(loss), model)
     return model.eval()
+
+
+def first_step(family: str) -> int:
+    """The first step whose batch holds the family."""
+    if family in FROM_THE_START:
+        return 1
+    return TWO_HOP_FROM if family in ("two-hop state", "two-hop country") else THE_REST_FROM
 
 
 def learning_rate_factor(step: int, config: LanguageModelConfig) -> float:

@@ -6,7 +6,6 @@ from examples.lab.swaps import subject_end
 from examples.lab.world import Question
 
 
-
 def tags_of(question: Question, tokenizer: PreTrainedTokenizerFast) -> list[list[tuple[str, str]]]:
     """Per position of the prompt the (kind, name) of every situation that holds there.
 

@@ -1,79 +1,97 @@
 """Train the lab's transcoder, and take the inventory of its features."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
-from examples.lab.examples import encode
-from examples.lab.language_model import SHARES, sample_batches
+from examples.lab.examples import Batch, encode, repeated_sequences, select
 from examples.lab.measure import Lab
 from examples.lab.situations import tags_of
 from examples.lab.swaps import pad, subject_end
 from examples.lab.world import Question
 from graphs.schema import tables
 from transcoders import CrossLayerTranscoder, TrainConfig, TranscoderConfig, train
+from transcoders.activations import mlp_activations
 from transcoders.features import Firing, collect_firing, feature_records, promoted_tokens
 from transcoders.labels import Label, label_by_firing, situations_of
-from transcoders.train import TokenBatch
+from transcoders.train import ActivationBatch
 
-N_FEATURES = 1024
-K = 12
+N_FEATURES = 1280
+K = 18
+SITES_PER_STEP = 1536
+N_REPEATED = 2000
+"""Random sequences given twice, among the training prompts."""
 SUBJECT, LAST, OTHER = range(3)
+
+
+@dataclass(frozen=True)
+class Sites:
+    """One site for every distinct prefix of the training prompts: the same prefix gives the same activations."""
+
+    inputs: Float[Tensor, "layer site d_model"]
+    outputs: Float[Tensor, "layer site d_model"]
+    occurrences: Int[Tensor, " site"]
+    """In how many prompts the prefix occurs."""
 
 
 def train_lab_transcoder(lab: Lab, config: TrainConfig) -> CrossLayerTranscoder:
     """Train on the prompts and answers of the training questions of every family."""
-    model = lab.model.requires_grad_(False)
     shape = TranscoderConfig(
-        n_layers=model.config.num_hidden_layers, d_model=model.config.hidden_size, n_features=N_FEATURES,
+        n_layers=lab.model.config.num_hidden_layers, d_model=lab.model.config.hidden_size, n_features=N_FEATURES,
         activation="topk", k=K, reads="mlp.hook_in", writes="hook_mlp_out", model_name="lab",
     )  # fmt: skip
     start = time.time()
+    sites = collect_sites(lab, config.seed)
+    print(f"{len(sites.occurrences):,} sites  {time.time() - start:.0f} s", flush=True)
 
     def on_step(step: int, error: float, transcoder: CrossLayerTranscoder) -> None:
-        if step % 50 == 0 or step == 1:
+        if step % 100 == 0 or step == 1:
             print(f"step {step}  {time.time() - start:.0f} s  relative error {error:.4f}", flush=True)
 
-    return train(model, _token_batches(lab, config), shape, config, on_step=on_step)
+    return train(_batches(sites, config.seed), shape, config, on_step=on_step)
 
 
-def _token_batches(lab: Lab, config: TrainConfig) -> Iterator[TokenBatch]:
-    """Training questions in the proportions of the language model's training."""
-    families = {
-        family: encode([q for q in lab.questions if q.family == family and q.split == "train"], lab.tokenizer)
-        for family in SHARES
-        if family != "induction"
-    }
-    random = np.random.default_rng(config.seed + 1)
-    while True:
-        parts = sample_batches(families, SHARES, len(lab.tokenizer), random)
-        width = max(part.tokens.shape[1] for part in parts)
-        tokens = torch.cat([functional.pad(part.tokens, (0, width - part.tokens.shape[1])) for part in parts])
-        rows = torch.tensor(random.permutation(len(tokens)))
-        length = torch.cat([part.length for part in parts])
-        for chosen in rows.tensor_split(2):
-            yield tokens[chosen], distinct_prefixes(tokens[chosen], length[chosen])
+def collect_sites(lab: Lab, seed: int) -> Sites:
+    """Activations at all distinct prefixes of the training questions and of repeated random sequences."""
+    asked = encode([q for q in lab.questions if q.split == "train"], lab.tokenizer)
+    random = np.random.default_rng(seed + 1)
+    repeated = repeated_sequences(np.arange(1, len(lab.tokenizer)), N_REPEATED, random)
+    counts: Counter[tuple[int, ...]] = Counter()
+    parts = []
+    for batch in (asked, repeated):
+        for rows in batch.length.argsort(stable=True).split(2048):
+            part = select(batch, rows)
+            keep = _new_prefixes(part, counts)
+            parts.append(mlp_activations(lab.model, part.tokens, keep, "mlp.hook_in"))
+    inputs, outputs = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
+    return Sites(inputs, outputs, torch.tensor([*counts.values()]))
 
 
-def distinct_prefixes(
-    tokens: Int[Tensor, "batch position"], length: Int[Tensor, " batch"]
-) -> Bool[Tensor, "batch position"]:
-    """One site for every distinct prefix after the first token: the same prefix gives the same activations."""
-    seen: set[tuple[int, ...]] = set()
-    keep = torch.zeros_like(tokens, dtype=torch.bool)
-    for row, (sequence, n) in enumerate(zip(tokens.tolist(), length.tolist(), strict=True)):
+def _new_prefixes(batch: Batch, counts: Counter[tuple[int, ...]]) -> Bool[Tensor, "batch position"]:
+    """Where a prefix ends that was not met before, in the order of `counts`; the first token alone is none."""
+    keep = torch.zeros_like(batch.tokens, dtype=torch.bool)
+    for row, (sequence, n) in enumerate(zip(batch.tokens.tolist(), batch.length.tolist(), strict=True)):
         for position in range(1, n):
             prefix = tuple(sequence[: position + 1])
-            if prefix not in seen:
-                seen.add(prefix)
-                keep[row, position] = True
+            keep[row, position] = prefix not in counts
+            counts[prefix] += 1
     return keep
+
+
+def _batches(sites: Sites, seed: int) -> Iterator[ActivationBatch]:
+    """Random sites, those of frequent prefixes oftener: by the root, so that rare ones are not forgotten."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = sites.occurrences.double().sqrt()
+    while True:
+        chosen = torch.multinomial(weight, SITES_PER_STEP, replacement=True, generator=generator)
+        yield sites.inputs[:, chosen], sites.outputs[:, chosen]
 
 
 def inventory(lab: Lab, transcoder: CrossLayerTranscoder, name: str, per_family: int = 2500) -> pa.Table:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from graphs import GraphError, GraphStore
+from graphs.files import reading
 
 HERE = Path(__file__).parent
 
@@ -215,6 +216,16 @@ def test_readers_see_whole_graphs_while_others_replace_them(tmp_path, random_gra
         for process in writers:
             process.kill()
             process.communicate()
+
+
+def test_what_a_query_reads_stays_until_it_ends(tmp_path, make_graph):
+    store = GraphStore(tmp_path)
+    store.save(make_graph("tl", [(0, 1, 1.0)]))
+    with reading(tmp_path / "graphs"):
+        store.save(make_graph("tl", [(0, 1, 2.0)]))
+        assert len(files_below(tmp_path / "graphs")) == 5  # nodes and edges of both versions, one head
+    store.save(make_graph("tl", [(0, 1, 3.0)]))
+    assert len(files_below(tmp_path / "graphs")) == 3
 
 
 def test_threads_may_save_one_graph_at_the_same_time(tmp_path, make_graph):

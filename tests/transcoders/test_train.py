@@ -20,6 +20,11 @@ def batches(seed):
         yield tokens, keep
 
 
+def activations(model, seed):
+    for tokens, keep in batches(seed):
+        yield mlp_activations(model, tokens, keep, "mlp.hook_in")
+
+
 SHAPE = TranscoderConfig(3, 16, 64, "topk", k=8)
 
 
@@ -27,8 +32,8 @@ def test_training_lowers_the_error_and_is_repeatable():
     model = tiny_llama(0).requires_grad_(False)
     errors: list[float] = []
     config = TrainConfig(steps=150, dead_after=20)
-    first = train(model, batches(0), SHAPE, config, on_step=lambda step, error, transcoder: errors.append(error))
-    second = train(model, batches(0), SHAPE, config)
+    first = train(activations(model, 0), SHAPE, config, on_step=lambda step, error, transcoder: errors.append(error))
+    second = train(activations(model, 0), SHAPE, config)
     assert len(errors) == 150
     assert errors[-1] < 0.5 * errors[0]
     for name, tensor in first.state_dict().items():
