@@ -40,5 +40,5 @@ def check_words(prompt: str) -> None:
             )
             raise TraceError(
                 f"'{word}' is not a word of the lab model; did you mean {', '.join(close)}? "
-                "Its README lists what it knows; use --model for other models."
+                f"{folder() / 'words.txt'} lists all it knows; use --model for other models."
             )
