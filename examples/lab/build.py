@@ -101,7 +101,9 @@ def log_progress(
     def on_step(step: int, loss: float, model: LlamaForCausalLM) -> None:
         if step % every:
             return
-        scores = {name: round(accuracy(model, tokenizer, probe), 3) for name, probe in probes.items()}
+        scores: dict[str, float | list[float]] = {
+            name: round(accuracy(model, tokenizer, probe), 3) for name, probe in probes.items()
+        }
         lab = measure.Lab(world, questions, model, tokenizer)
         for kind in ("state", "country"):
             pairs = measure.swap_pairs(lab, f"two-hop {kind}")

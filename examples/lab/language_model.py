@@ -51,15 +51,16 @@ class LanguageModelConfig:
 def new_model(config: LanguageModelConfig, vocabulary_size: int) -> LlamaForCausalLM:
     """A randomly initialised Llama of the lab's shape."""
     torch.manual_seed(config.seed)
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary_size, hidden_size=config.d_model, intermediate_size=config.d_mlp,
             num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads,
             num_key_value_heads=config.n_heads, max_position_embeddings=config.max_positions,
             tie_word_embeddings=False, bos_token_id=0, eos_token_id=None, pad_token_id=None,
-            attn_implementation="eager",
         )
     )  # fmt: skip
+    model.set_attn_implementation("eager")  # a tenth faster than sdpa at sentences this short
+    return model
 
 
 def train_language_model(
