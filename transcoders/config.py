@@ -52,4 +52,6 @@ class TrainConfig:
     """Weight of the error that dead features are asked to explain."""
     dead_tokens: int = 4
     """Dead features are trained on every so many tokens: they are rarely worth the full cost."""
+    bfloat16: bool = False
+    """Multiply by the decoders in bfloat16; weights, optimiser and sums stay float32."""
     seed: int = 0

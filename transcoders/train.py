@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from transcoders.config import TrainConfig, TranscoderConfig
-from transcoders.loss import relative_error
+from transcoders.loss import error_scale, relative_error
 from transcoders.model import CrossLayerTranscoder
 
 ActivationBatch = tuple[Float[Tensor, "layer token d_model"], Float[Tensor, "layer token d_model"]]
@@ -35,8 +35,7 @@ def train(
     silent = torch.zeros(shape.n_layers, shape.n_features, dtype=torch.int64)
     for step, (inputs, outputs) in zip(range(1, config.steps + 1), batches, strict=False):
         if step == 1:
-            with torch.no_grad():
-                transcoder.b_dec.copy_(outputs.mean(1))
+            start_from(transcoder, inputs, outputs, config.error_floor)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(step, config.steps)
         error, fired = _learn(transcoder, inputs, outputs, silent >= config.dead_after, config)
@@ -46,6 +45,35 @@ def train(
         optimizer.zero_grad()
         on_step(step, error, transcoder)
     return transcoder.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def start_from(
+    transcoder: CrossLayerTranscoder,
+    inputs: Float[Tensor, "layer token d_model"],
+    outputs: Float[Tensor, "layer token d_model"],
+    floor: float,
+) -> None:
+    """Let every feature start as a prototype: it reads one token's centred MLP input and writes its MLP output.
+
+    The k active ones then start as a mean over similar tokens, scaled per layer to the least relative error.
+    """
+    centre = inputs.mean(1)
+    transcoder.b_dec.copy_(outputs.mean(1))
+    rest = outputs - transcoder.b_dec[:, None]
+    n_features = min(transcoder.config.n_features, inputs.shape[1])
+    for layer in range(transcoder.config.n_layers):
+        read = inputs[layer, :n_features] - centre[layer]
+        size = read.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        transcoder.W_enc[layer, :n_features] = read / size
+        transcoder.b_enc[layer] = -transcoder.W_enc[layer] @ centre[layer]
+        transcoder.W_dec[layer].zero_()
+        transcoder.W_dec[layer][:n_features, 0] = rest[layer, :n_features] / size
+    written = transcoder.decode(transcoder.encode(inputs)) - transcoder.b_dec[:, None]
+    weight = 1 / error_scale(outputs, floor)[..., None]
+    scale = (weight * written * rest).sum((1, 2)) / (weight * written.square()).sum((1, 2)).clamp(min=1e-12)
+    for decoder, factor in zip(transcoder.W_dec, scale, strict=True):
+        decoder *= factor
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -63,7 +91,8 @@ def _learn(
     """Gradients of one step; returns the mean relative error and which features fired."""
     pre_activation = transcoder.pre_activations(inputs)
     activations = transcoder.activate(pre_activation)
-    reconstruction = transcoder.decode(activations)
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.bfloat16):
+        reconstruction = transcoder.decode(activations)
     error = relative_error(reconstruction, outputs, config.error_floor).mean()
     loss = error
     if dead.any():

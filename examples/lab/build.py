@@ -75,7 +75,7 @@ def build(output: Path, fresh: bool, model_steps: int, transcoder_steps: int) ->
 
 
 def log_progress(
-    world: World, questions: list[Question], tokenizer: PreTrainedTokenizerFast, every: int = 250
+    world: World, questions: list[Question], tokenizer: PreTrainedTokenizerFast, every: int = 200
 ) -> Callable[[int, float, LlamaForCausalLM], None]:
     """A step callback that now and then prints the loss, accuracies, and where the model hops."""
     start = time.time()

@@ -19,7 +19,8 @@ class Batch:
     predicts: Bool[Tensor, "batch position"]
     """True at the positions whose next token is part of the answer."""
     length: Int[Tensor, " batch"]
-    prompt_length: Int[Tensor, " batch"]
+    direct: Bool[Tensor, " batch"]
+    """Whether a place follows its city at once."""
 
 
 def encode(questions: list[Question], tokenizer: PreTrainedTokenizerFast) -> Batch:
@@ -35,14 +36,15 @@ def encode(questions: list[Question], tokenizer: PreTrainedTokenizerFast) -> Bat
     for row, (prompt, ids) in enumerate(zip(prompts, whole, strict=True)):
         tokens[row, : len(ids)] = torch.tensor(ids)
         predicts[row, len(prompt) - 1 : len(ids) - 1] = True
-    return Batch(tokens, predicts, torch.tensor([*map(len, whole)]), torch.tensor([*map(len, prompts)]))
+    direct = torch.tensor([question.family.startswith("city then") for question in questions])
+    return Batch(tokens, predicts, torch.tensor([*map(len, whole)]), direct)
 
 
 def select(batch: Batch, rows: Int[Tensor, " row"]) -> Batch:
     """Some rows of a batch, cut to the longest of them."""
     length = batch.length[rows]
     width = int(length.max())
-    return Batch(batch.tokens[rows, :width], batch.predicts[rows, :width], length, batch.prompt_length[rows])
+    return Batch(batch.tokens[rows, :width], batch.predicts[rows, :width], length, batch.direct[rows])
 
 
 def repeated_sequences(vocabulary: Int[np.ndarray, " token"], n: int, random: np.random.Generator) -> Batch:
@@ -56,4 +58,4 @@ def repeated_sequences(vocabulary: Int[np.ndarray, " token"], n: int, random: np
         sequence = torch.tensor(random.choice(vocabulary, k, replace=False))
         tokens[row, 1 : 2 * k + 1] = torch.cat([sequence, sequence])
         predicts[row, k + 1 : 2 * k] = True
-    return Batch(tokens, predicts, 2 * period + 1, 2 * period + 1)
+    return Batch(tokens, predicts, 2 * period + 1, torch.zeros(n, dtype=torch.bool))
