@@ -72,18 +72,19 @@ def attribution_rows(
     effect, bias = _logit_rows(local, sources, targets)
     numbers = n_active + torch.arange(len(targets.names), device=effect.device)
     add(numbers, effect, bias, targets.value, targets.weight)
-    left = n_active if max_features is None else max_features
+    left = max_features
     skipped, worst, done = 0.0, 0.0, 0
     for layer in reversed(range(local.n_layers)):
         here = (features.layer == layer).nonzero()[:, 0]
-        share = -(-left // (layer + 1))  # of a limit; what a layer does not use is left to those below
-        chosen = _most_influential(influence[here], coverage, share)
+        # What a layer does not use of its share of the limit is left to those below.
+        limit = len(here) if left is None else -(-left // (layer + 1))
+        chosen = _most_influential(influence[here], coverage, limit)
         total = float(influence[here].sum())
         missed = float(influence[here][~chosen].sum())
         skipped += missed
         worst = max(worst, missed / total if total else 0.0)
         rows = here[chosen]
-        left -= len(rows)
+        left = None if left is None else left - len(rows)
         rows = rows[features.position[rows].argsort(stable=True)]  # short cotangents together
         for part in rows.split(batch_size) if len(rows) else ():
             effect, bias = _feature_rows(local, sources, layer, part)
