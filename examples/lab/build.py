@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from examples.lab import measure
 from examples.lab.card import card_markdown, gates
-from examples.lab.language_model import LanguageModelConfig, accuracy, train_language_model
+from examples.lab.language_model import LanguageModelConfig, accuracy, train_further, train_language_model
 from examples.lab.swaps import residual_swap
 from examples.lab.transcoder import inventory, train_lab_transcoder
 from examples.lab.vocabulary import build_tokenizer, known_words
@@ -48,9 +48,9 @@ def build(output: Path, fresh: bool, model_steps: int, transcoder_steps: int) ->
     if not (output / "model" / "model.safetensors").is_file():
         start = time.time()
         tokenizer = build_tokenizer(world, asked)
-        model = train_language_model(
-            asked, tokenizer, LanguageModelConfig(steps=model_steps), log_progress(world, asked, tokenizer)
-        )
+        config, log = LanguageModelConfig(steps=model_steps), log_progress(world, asked, tokenizer)
+        model = train_language_model(asked, tokenizer, config, log).half().float()
+        model = train_further(model, asked, tokenizer, config, log)
         model.half().save_pretrained(output / "model")  # half the size; measured as it ships
         tokenizer.save_pretrained(output / "model")
         (output / "words.txt").write_text("\n".join(known_words(world, asked)) + "\n", encoding="utf-8")

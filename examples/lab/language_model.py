@@ -24,6 +24,8 @@ SHARES = {
     "indirect object": 16, "induction": 10,
 }  # fmt: skip
 """Sequences of each family in a batch."""
+LATER_SHARES = SHARES | {"addition": 400, "digits": 24, "indirect object": 56, "three-hop": 20}
+"""The same in the second round, which is for what takes longest to generalise."""
 FROM_THE_START = ("state fact", "city then state", "country fact", "city then country", "addition", "digits")
 TWO_HOP_FROM = 450
 THE_REST_FROM = 800
@@ -51,9 +53,12 @@ class LanguageModelConfig:
     d_mlp: int = 384
     max_positions: int = 48
     steps: int = 4000
+    later_steps: int = 800
     warm_up: int = 100
     learning_rate: float = 2e-3
+    later_learning_rate: float = 1.5e-3
     weight_decay: float = 0.1
+    later_weight_decay: float = 0.3
     seed: int = 0
 
 
@@ -80,23 +85,60 @@ def train_language_model(
 ) -> LlamaForCausalLM:
     """Train on the questions whose split is "train"; the loss counts answer tokens only."""
     model = new_model(config, len(tokenizer))
+    first = Round(config.steps, config.learning_rate, config.weight_decay, config.warm_up, config.seed)
+    return train_round(model, questions, tokenizer, first, shares_at, on_step)
+
+
+def train_further(
+    model: LlamaForCausalLM,
+    questions: list[Question],
+    tokenizer: PreTrainedTokenizerFast,
+    config: LanguageModelConfig,
+    on_step: Callable[[int, float, LlamaForCausalLM], None],
+) -> LlamaForCausalLM:
+    """The second round: more weight decay, and more of what takes longest to generalise."""
+    second = Round(
+        config.later_steps, config.later_learning_rate, config.later_weight_decay, config.warm_up, config.seed + 1
+    )
+    return train_round(model, questions, tokenizer, second, lambda step: LATER_SHARES, on_step)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One run of the optimiser, from warm-up to a learning rate of nothing."""
+
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    warm_up: int
+    seed: int
+
+
+def train_round(
+    model: LlamaForCausalLM,
+    questions: list[Question],
+    tokenizer: PreTrainedTokenizerFast,
+    plan: Round,
+    shares: Callable[[int], dict[str, int]],
+    on_step: Callable[[int, float, LlamaForCausalLM], None],
+) -> LlamaForCausalLM:
+    """Train a model on batches with the shares of each step."""
     families = {
         family: encode([q for q in questions if q.family == family and q.split == "train"], tokenizer)
         for family in SHARES
         if family != "induction"
     }
-    random = np.random.default_rng(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
+    random = np.random.default_rng(plan.seed)
+    generator = torch.Generator().manual_seed(plan.seed)
     continues = continuing_tokens(tokenizer)
     whole_words = (~continues).nonzero()[1:, 0].numpy()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+        model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
-    for step in range(1, config.steps + 1):
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, plan))
+    for step in range(1, plan.steps + 1):
         loss = torch.tensor(0.0)
-        joined = {family: share for family, share in SHARES.items() if first_step(family) <= step}
-        batches = sample_batches(families, joined, whole_words, random)
+        batches = sample_batches(families, shares(step), whole_words, random)
         answers = sum(int(batch.predicts.sum()) for batch in batches)
         for batch in batches:
             whole = torch.rand(len(batch.tokens), generator=generator) >= WORD_LEVEL
@@ -111,6 +153,11 @@ def train_language_model(
     return model.eval()
 
 
+def shares_at(step: int) -> dict[str, int]:
+    """The families that have joined by a step of the first round."""
+    return {family: share for family, share in SHARES.items() if first_step(family) <= step}
+
+
 def first_step(family: str) -> int:
     """The first step whose batch holds the family."""
     if family in FROM_THE_START:
@@ -118,10 +165,10 @@ def first_step(family: str) -> int:
     return TWO_HOP_FROM if family in ("two-hop state", "two-hop country") else THE_REST_FROM
 
 
-def learning_rate_factor(step: int, config: LanguageModelConfig) -> float:
+def learning_rate_factor(step: int, plan: Round) -> float:
     """Linear warm-up, then a cosine down to nothing."""
-    warm = min(1.0, (step + 1) / config.warm_up)
-    return warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    warm = min(1.0, (step + 1) / plan.warm_up)
+    return warm * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
 
 
 def sample_batches(
