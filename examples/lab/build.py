@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -21,11 +22,11 @@ from examples.lab import measure
 from examples.lab.card import card_markdown, gates
 from examples.lab.language_model import LanguageModelConfig, accuracy, train_further, train_language_model
 from examples.lab.swaps import residual_swap
-from examples.lab.transcoder import inventory, train_lab_transcoder
+from examples.lab.transcoder import TRAINING, inventory, train_lab_transcoder
 from examples.lab.vocabulary import build_tokenizer, known_words
 from examples.lab.world import Question, World, questions, read_world
 from tracer.replacement import ReplacementModel
-from transcoders import TrainConfig, load, save
+from transcoders import load, save
 
 OUTPUT = Path(__file__).parents[2] / "tracer" / "lab"
 
@@ -34,7 +35,7 @@ OUTPUT = Path(__file__).parents[2] / "tracer" / "lab"
 @click.option("--output", default=OUTPUT, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option("--fresh", is_flag=True, help="Remove what an earlier build left and start over.")
 @click.option("--model-steps", default=LanguageModelConfig.steps, show_default=True)
-@click.option("--transcoder-steps", default=TrainConfig.steps, show_default=True)
+@click.option("--transcoder-steps", default=TRAINING.steps, show_default=True)
 def build(output: Path, fresh: bool, model_steps: int, transcoder_steps: int) -> None:
     """Make the lab model, its transcoder and its card."""
     world = read_world()
@@ -59,7 +60,7 @@ def build(output: Path, fresh: bool, model_steps: int, transcoder_steps: int) ->
 
     if not (output / "transcoder" / "config.yaml").is_file():
         start = time.time()
-        transcoder = train_lab_transcoder(lab, TrainConfig(steps=transcoder_steps))
+        transcoder = train_lab_transcoder(lab, replace(TRAINING, steps=transcoder_steps))
         save(transcoder, output / "transcoder", dtype=torch.float16)
         seconds["transcoder"] = time.time() - start
     transcoder = load(output / "transcoder")

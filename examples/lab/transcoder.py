@@ -24,9 +24,10 @@ from transcoders.features import Firing, collect_firing, feature_records, promot
 from transcoders.labels import Label, label_by_firing, situations_of
 from transcoders.train import ActivationBatch
 
-N_FEATURES = 1280
-K = 18
-SITES_PER_STEP = 1536
+N_FEATURES = 1024
+K = 20
+SITES_PER_STEP = 1024
+TRAINING = TrainConfig(steps=5000, learning_rate=3e-3, bfloat16=True)
 N_REPEATED = 2000
 """Random sequences given twice, among the training prompts."""
 SUBJECT, LAST, OTHER = range(3)
@@ -42,7 +43,7 @@ class Sites:
     """In how many prompts the prefix occurs."""
 
 
-def train_lab_transcoder(lab: Lab, config: TrainConfig) -> CrossLayerTranscoder:
+def train_lab_transcoder(lab: Lab, config: TrainConfig = TRAINING) -> CrossLayerTranscoder:
     """Train on the prompts and answers of the training questions of every family."""
     shape = TranscoderConfig(
         n_layers=lab.model.config.num_hidden_layers, d_model=lab.model.config.hidden_size, n_features=N_FEATURES,
@@ -53,7 +54,7 @@ def train_lab_transcoder(lab: Lab, config: TrainConfig) -> CrossLayerTranscoder:
     print(f"{len(sites.occurrences):,} sites  {time.time() - start:.0f} s", flush=True)
 
     def on_step(step: int, error: float, transcoder: CrossLayerTranscoder) -> None:
-        if step % 100 == 0 or step == 1:
+        if step % 200 == 0 or step == 1:
             print(f"step {step}  {time.time() - start:.0f} s  relative error {error:.4f}", flush=True)
 
     return train(_batches(sites, config.seed), shape, config, on_step=on_step)
