@@ -65,6 +65,8 @@ def card_markdown(card: dict) -> str:
         "|---|---|---|---|",
         *(f"| {g.name} | {g.value:.4g} | {g.bound} | {'met' if g.met else '**missed**'} |" for g in gates(card)),
         "",
+        "What was tried for those that are missed: `examples/lab/README.md`.",
+        "",
         "Two-hop generalisation means: this city was never asked about with this relation, but its place was asked "
         "about with the relation through other cities. Cities new to two-hop questions are the column *new city*.",
         "",
