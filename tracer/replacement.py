@@ -243,7 +243,9 @@ def _model_revision(model: PreTrainedModel, folder: Path) -> str:
     commit = getattr(model.config, "_commit_hash", None)
     if commit:
         return commit
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
+    config = model.config.to_dict()
+    config.pop("_name_or_path", None)  # the same model in another folder is the same model
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             # The header holds every tensor's name, shape and place; sampled bytes tell weights of one shape apart.

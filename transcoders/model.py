@@ -1,7 +1,5 @@
 """The cross-layer transcoder: a feature reads one layer and writes to the MLP outputs of that and every later layer."""
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -31,14 +29,10 @@ class CrossLayerTranscoder(nn.Module):
         self.register_buffer("threshold", torch.zeros(n_layers, n_features))
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Random unit encoder vectors, and decoders that start as small copies of them."""
-        config = self.config
+        """Random unit encoder vectors; decoders stay at zero."""
         with torch.no_grad():
             vectors = torch.randn(self.W_enc.shape, generator=generator)
             self.W_enc.copy_(vectors / vectors.norm(dim=-1, keepdim=True))
-            bound = 1 / math.sqrt(config.n_layers * config.d_model)
-            for decoder in self.W_dec:
-                decoder.copy_((torch.rand(decoder.shape, generator=generator) * 2 - 1) * bound)
 
     def pre_activations(
         self, inputs: Float[Tensor, "layer position d_model"]

@@ -67,7 +67,6 @@ def start_from(
         size = read.norm(dim=-1, keepdim=True).clamp(min=1e-6)
         transcoder.W_enc[layer, :n_features] = read / size
         transcoder.b_enc[layer] = -transcoder.W_enc[layer] @ centre[layer]
-        transcoder.W_dec[layer].zero_()
         transcoder.W_dec[layer][:n_features, 0] = rest[layer, :n_features] / size
     written = transcoder.decode(transcoder.encode(inputs)) - transcoder.b_dec[:, None]
     weight = 1 / error_scale(outputs, floor)[..., None]
@@ -112,7 +111,7 @@ def _written_by_dead(
 ) -> Float[Tensor, "layer token d_model"]:
     """What the dead features would write if all of them fired, made smaller by the root of their number."""
     n_layers, n_tokens, _ = pre_activation.shape
-    written = list(torch.zeros(n_layers, n_tokens, transcoder.config.d_model))
+    written = list(pre_activation.new_zeros(n_layers, n_tokens, transcoder.config.d_model))
     for source, decoder in enumerate(transcoder.W_dec):
         [chosen] = dead[source].nonzero(as_tuple=True)
         if len(chosen) == 0:

@@ -35,8 +35,9 @@ OUTPUT = Path(__file__).parents[2] / "tracer" / "lab"
 @click.option("--output", default=OUTPUT, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option("--fresh", is_flag=True, help="Remove what an earlier build left and start over.")
 @click.option("--model-steps", default=LanguageModelConfig.steps, show_default=True)
+@click.option("--later-steps", default=LanguageModelConfig.later_steps, show_default=True)
 @click.option("--transcoder-steps", default=TRAINING.steps, show_default=True)
-def build(output: Path, fresh: bool, model_steps: int, transcoder_steps: int) -> None:
+def build(output: Path, fresh: bool, model_steps: int, later_steps: int, transcoder_steps: int) -> None:
     """Make the lab model, its transcoder and its card."""
     world = read_world()
     asked = questions(world)
@@ -49,7 +50,8 @@ def build(output: Path, fresh: bool, model_steps: int, transcoder_steps: int) ->
     if not (output / "model" / "model.safetensors").is_file():
         start = time.time()
         tokenizer = build_tokenizer(world, asked)
-        config, log = LanguageModelConfig(steps=model_steps), log_progress(world, asked, tokenizer)
+        config = LanguageModelConfig(steps=model_steps, later_steps=later_steps)
+        log = log_progress(world, asked, tokenizer)
         model = train_language_model(asked, tokenizer, config, log).half().float()
         model = train_further(model, asked, tokenizer, config, log)
         model.half().save_pretrained(output / "model")  # half the size; measured as it ships

@@ -131,7 +131,7 @@ def train_round(
     random = np.random.default_rng(plan.seed)
     generator = torch.Generator().manual_seed(plan.seed)
     continues = continuing_tokens(tokenizer)
-    whole_words = (~continues).nonzero()[1:, 0].numpy()
+    whole_words = whole_word_tokens(tokenizer)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay
     )
@@ -200,6 +200,11 @@ def continuing_tokens(tokenizer: PreTrainedTokenizerFast) -> Bool[Tensor, " voca
     """Which tokens continue a word."""
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     return torch.tensor([token.startswith(CONTINUES) for token in tokens])
+
+
+def whole_word_tokens(tokenizer: PreTrainedTokenizerFast) -> Int[np.ndarray, " token"]:
+    """The tokens that begin a word, less the one that begins every prompt."""
+    return (~continuing_tokens(tokenizer)).nonzero()[1:, 0].numpy()
 
 
 def word_level_mask(

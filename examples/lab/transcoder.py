@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from examples.lab.examples import Batch, encode, repeated_sequences, select
-from examples.lab.language_model import continuing_tokens
+from examples.lab.language_model import whole_word_tokens
 from examples.lab.measure import Lab
 from examples.lab.situations import tags_of
 from examples.lab.swaps import pad, subject_end
@@ -64,8 +64,7 @@ def collect_sites(lab: Lab, seed: int) -> Sites:
     """Activations at all distinct prefixes of the training questions and of repeated random sequences."""
     asked = encode([q for q in lab.questions if q.split == "train"], lab.tokenizer)
     random = np.random.default_rng(seed + 1)
-    whole_words = (~continuing_tokens(lab.tokenizer)).nonzero()[1:, 0].numpy()
-    repeated = repeated_sequences(whole_words, N_REPEATED, random)
+    repeated = repeated_sequences(whole_word_tokens(lab.tokenizer), N_REPEATED, random)
     counts: Counter[tuple[int, ...]] = Counter()
     parts = []
     for batch in (asked, repeated):

@@ -1,6 +1,9 @@
 """Prompts become tokens and words; models and transcoders that do not fit are refused."""
 
+import shutil
+
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.tracer.conftest import CASES, tiny_llama, tiny_tokenizer, tiny_transcoder
 from tracer.errors import TraceError
@@ -51,3 +54,16 @@ def test_a_trace_records_what_it_did(replacement):
     assert 0 < info.seconds < 60
     assert done.predictions[0].probability == max(p.probability for p in done.predictions)
     assert '"node_threshold": 0.8' in info.config
+
+
+def test_a_models_revision_changes_with_its_weights_and_not_with_its_folder(tmp_path):
+    case = CASES / "llama-clt-jumprelu"
+    shutil.copytree(case / "model", tmp_path / "moved")
+    here = ReplacementModel.load(case / "model", case / "transcoder").origin
+    moved = ReplacementModel.load(tmp_path / "moved", case / "transcoder").origin
+    assert moved.model_revision == here.model_revision
+    weights = load_file(tmp_path / "moved" / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 1
+    save_file(weights, tmp_path / "moved" / "model.safetensors", metadata={"format": "pt"})
+    changed = ReplacementModel.load(tmp_path / "moved", case / "transcoder").origin
+    assert changed.model_revision != here.model_revision

@@ -31,12 +31,12 @@ SHAPE = TranscoderConfig(3, 16, 64, "topk", k=8)
 def test_training_lowers_the_error_and_is_repeatable():
     model = tiny_llama(0).requires_grad_(False)
     errors: list[float] = []
-    config = TrainConfig(steps=150, dead_after=20)
+    config = TrainConfig(steps=400, dead_after=20)
     first = train(activations(model, 0), SHAPE, config, on_step=lambda step, error, transcoder: errors.append(error))
     second = train(activations(model, 0), SHAPE, config)
-    assert len(errors) == 150
+    assert len(errors) == 400
     assert errors[0] < 0.4  # prototypes of real tokens, not noise
-    assert errors[-1] < 0.7 * errors[0]
+    assert errors[-1] < 0.5 * errors[0]
     for name, tensor in first.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor), name
 
