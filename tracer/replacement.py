@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tracer.errors import TraceError
 from tracer.linear import FrozenAttention, FrozenNorm, freeze_attention, freeze_norm
 from transcoders import CrossLayerTranscoder, load
-from transcoders.activations import recording
+from transcoders.activations import read_site, recording, write_site
 from transcoders.checkpoint import revision
-from transcoders.families import Anatomy, dissect
+from transcoders.families import Anatomy, Layer, dissect
 
 WORD = re.compile(r"\w+|[^\w\s]+")
 
@@ -62,11 +62,21 @@ class LocalReplacementModel:
     origin: Origin
     transcoder: CrossLayerTranscoder
     attention: tuple[FrozenAttention, ...]
-    mlp_norm: tuple[FrozenNorm, ...]
+    reading: tuple[FrozenNorm, ...]
+    """Per layer, from the residual stream to what the transcoder reads."""
+    writing: tuple[FrozenNorm, ...]
+    """Per layer, from what the transcoder writes to what is added to the residual stream."""
+    parallel: bool
+    """Whether MLPs read the residual stream as it was before their layer's attention (GPT-NeoX)."""
     final_norm: FrozenNorm
     unembedding: Float[Tensor, "vocab d_model"]
     unembedding_bias: Float[Tensor, " vocab"]
+    softcap: float | None
+    """The model squashes its logits to ± this, last of all."""
     embedding: Float[Tensor, "position d_model"]
+    """Token vectors as they enter the residual stream."""
+    position_embedding: Float[Tensor, "position d_model"]
+    """Learned position vectors: no nodes."""
     features: ActiveFeatures
     error: Float[Tensor, "layer position d_model"]
     """MLP output less its reconstruction; zero at position 0."""
@@ -74,6 +84,8 @@ class LocalReplacementModel:
     """The part of each MLP output that is no node: b_dec, and all of it at position 0."""
     logits: Float[Tensor, "position vocab"]
     """The model's own."""
+    uncapped_logits: Float[Tensor, "position vocab"]
+    """The model's before the soft cap: what is explained."""
 
     @property
     def n_layers(self) -> int:
@@ -171,23 +183,37 @@ class ReplacementModel:
 @torch.no_grad()
 def _localize(replacement: ReplacementModel, prompt: Prompt) -> LocalReplacementModel:
     model, anatomy, transcoder = replacement.model, replacement.anatomy, replacement.transcoder
+    config, n_layers = transcoder.config, len(anatomy.layers)
     modules = {"embedding": anatomy.embedding, "final": anatomy.final_norm}
+    if anatomy.positions is not None:
+        modules["positions"] = anatomy.positions
     for i, layer in enumerate(anatomy.layers):
-        modules |= {f"attention norm {i}": layer.attention_norm, f"mlp norm {i}": layer.mlp_norm, f"mlp {i}": layer.mlp}
+        modules |= _recorded(i, layer) | {
+            f"read {i}": read_site(layer, config.reads), f"write {i}": write_site(layer, config.writes)
+        }  # fmt: skip
     ids = torch.tensor([prompt.token_ids], device=model.device)
     with recording(modules) as seen:
-        result = model(ids, output_attentions=True)
+        result = model(ids, output_attentions=True, use_cache=False)
     dtype = torch.promote_types(model.dtype, torch.float32)  # bfloat16 weights, float32 sums
 
-    attention, mlp_norm = [], []
+    def norm(module: nn.Module | None, name: str) -> FrozenNorm:
+        x = seen[name if module is not None else "embedding"][0 if module is not None else 1][0]
+        return freeze_norm(module, x, dtype, anatomy.gain_offset)
+
+    attention, reading, writing = [], [], []
     for i, layer in enumerate(anatomy.layers):
-        norm = freeze_norm(layer.attention_norm, seen[f"attention norm {i}"][0][0], dtype)
-        attention.append(freeze_attention(norm, result.attentions[i][0].to(dtype), layer.value, layer.output))
-        mlp_norm.append(freeze_norm(layer.mlp_norm, seen[f"mlp norm {i}"][0][0], dtype))
-    side = 0 if transcoder.config.reads == "hook_resid_mid" else 1
-    n_layers = len(anatomy.layers)
-    inputs = torch.stack([seen[f"mlp norm {i}"][side][0] for i in range(n_layers)]).to(dtype)
-    outputs = torch.stack([seen[f"mlp {i}"][1][0] for i in range(n_layers)]).to(dtype)
+        attention.append(
+            freeze_attention(
+                norm(layer.attention_norm, f"attention norm {i}"), result.attentions[i][0].to(dtype),
+                layer.projections, norm(layer.attention_post_norm, f"attention post norm {i}"),
+            )
+        )  # fmt: skip
+        reads_residual = read_site(layer, config.reads) is not layer.mlp
+        reading.append(norm(None if reads_residual else layer.mlp_norm, f"mlp norm {i}"))
+        writes_residual = write_site(layer, config.writes) is not layer.mlp
+        writing.append(norm(None if writes_residual else layer.mlp_post_norm, f"mlp post norm {i}"))
+    inputs = torch.stack([seen[f"read {i}"][0][0] for i in range(n_layers)]).to(dtype)
+    outputs = torch.stack([seen[f"write {i}"][1][0] for i in range(n_layers)]).to(dtype)
     pre_activation = transcoder.pre_activations(inputs)
     activation = transcoder.activate(pre_activation)
     activation[:, 0] = 0
@@ -198,34 +224,45 @@ def _localize(replacement: ReplacementModel, prompt: Prompt) -> LocalReplacement
     error[:, 0] = 0
     unembedding = anatomy.unembedding
     bias = unembedding.bias if unembedding.bias is not None else torch.zeros(len(unembedding.weight))
+    embedding = seen["embedding"][1][0].to(dtype)
+    positions = seen["positions"][1].reshape(-1, embedding.shape[-1]).to(dtype) if "positions" in seen else None
     return LocalReplacementModel(
-        prompt, replacement.origin, transcoder, tuple(attention), tuple(mlp_norm),
-        freeze_norm(anatomy.final_norm, seen["final"][0][0], dtype),
-        unembedding.weight.detach().to(dtype), bias.detach().to(unembedding.weight.device, dtype),
-        seen["embedding"][1][0].to(dtype),
+        prompt, replacement.origin, transcoder, tuple(attention), tuple(reading), tuple(writing), anatomy.parallel,
+        norm(anatomy.final_norm, "final"),
+        unembedding.weight.detach().to(dtype), bias.detach().to(unembedding.weight.device, dtype), anatomy.softcap,
+        embedding, torch.zeros_like(embedding) if positions is None else positions,
         ActiveFeatures(
             layer, position, feature, activation[layer, position, feature], pre_activation[layer, position, feature]
         ),
-        error, constant, result.logits[0].to(dtype),
+        error, constant, result.logits[0].to(dtype), unembedding(seen["final"][1][0]).to(dtype),
     )  # fmt: skip
+
+
+def _recorded(i: int, layer: Layer) -> dict[str, nn.Module]:
+    """The norms of one layer, named."""
+    norms = {
+        f"attention norm {i}": layer.attention_norm, f"attention post norm {i}": layer.attention_post_norm,
+        f"mlp norm {i}": layer.mlp_norm, f"mlp post norm {i}": layer.mlp_post_norm,
+    }  # fmt: skip
+    return {name: module for name, module in norms.items() if module is not None}
 
 
 @torch.no_grad()
 def linear_logits(local: LocalReplacementModel) -> Float[Tensor, "position vocab"]:
     """Logits of the local replacement model, from its nodes and constants alone (law 1: they equal the model's)."""
     features, transcoder = local.features, local.transcoder
-    mlp_output = local.error + local.constant
-    x = local.embedding
+    x = local.embedding + local.position_embedding
     for layer in range(local.n_layers):
-        x = x + local.attention[layer].apply(x) + local.attention[layer].constant
-        here = (features.layer <= layer).nonzero()[:, 0]
-        writes = mlp_output[layer].clone()
+        written = local.error[layer] + local.constant[layer]
         for source in range(layer + 1):
-            rows = here[features.layer[here] == source]
+            rows = (features.layer == source).nonzero()[:, 0]
             decoder = transcoder.W_dec[source][features.feature[rows], layer - source].to(x.dtype)
-            writes.index_add_(0, features.position[rows], features.activation[rows, None] * decoder)
-        x = x + writes
-    return local.final_norm.apply(x) @ local.unembedding.T + local.unembedding_bias
+            written.index_add_(0, features.position[rows], features.activation[rows, None] * decoder)
+        writing = local.writing[layer]
+        moved = local.attention[layer].apply(x) + local.attention[layer].constant
+        x = x + moved + writing.apply(written) + writing.bias
+    logits = (local.final_norm.apply(x) + local.final_norm.bias) @ local.unembedding.T + local.unembedding_bias
+    return logits if local.softcap is None else local.softcap * (logits / local.softcap).tanh()
 
 
 def _words(text: str, offsets: list[tuple[int, int]]) -> tuple[str, ...]:

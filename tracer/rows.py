@@ -142,26 +142,28 @@ def _logit_rows(local: LocalReplacementModel, sources: _Sources, targets: Target
     last = torch.full((len(targets.names),), local.n_positions - 1, device=local.error.device)
     cotangent = torch.zeros(len(last), local.n_positions, local.error.shape[-1], dtype=local.error.dtype)
     cotangent = cotangent.to(local.error.device)
-    cotangent[:, -1] = local.final_norm.apply_at(targets.direction, last)
+    cotangent[:, -1] = local.final_norm.transpose_at(targets.direction, last)
     effect, bias = _empty_rows(cotangent, sources)
     _sweep(local, sources, local.n_layers, cotangent, effect, bias)
-    return _in_order(effect, sources), bias + targets.bias
+    return _in_order(effect, sources), bias + targets.direction @ local.final_norm.bias + targets.bias
 
 
 def _feature_rows(
     local: LocalReplacementModel, sources: _Sources, layer: int, rows: Int[Tensor, " row"]
 ) -> tuple[Tensor, Tensor]:
-    """Rows of some features of one layer, sorted by position."""
+    """Rows of some features of one layer, sorted by position: the first step down touches one position each."""
     transcoder, features = local.transcoder, local.features
     position, feature = features.position[rows], features.feature[rows]
-    read = transcoder.W_enc[layer][feature].to(local.error.dtype)
-    if transcoder.config.reads != "hook_resid_mid":
-        read = local.mlp_norm[layer].apply_at(read, position)
+    encoder = transcoder.W_enc[layer][feature].to(local.error.dtype)
+    read = local.reading[layer].transpose_at(encoder, position)
     n = int(position.max()) + 1
-    cotangent = local.attention[layer].transpose_at(read, position, n)
-    cotangent[torch.arange(len(rows)), position] += read
+    cotangent = read.new_zeros(len(rows), n, read.shape[-1])
+    cotangent[torch.arange(len(rows)), position] = read
     effect, bias = _empty_rows(cotangent, sources)
-    bias += read @ local.attention[layer].constant + transcoder.b_enc[layer][feature].to(bias.dtype)
+    bias += encoder @ local.reading[layer].bias + transcoder.b_enc[layer][feature].to(bias.dtype)
+    if not local.parallel:
+        cotangent += local.attention[layer].transpose_at(read, position, n)
+        bias += (read * local.attention[layer].constant[position]).sum(1)
     _sweep(local, sources, layer, cotangent, effect, bias)
     return _in_order(effect, sources), bias
 
@@ -173,16 +175,19 @@ def _sweep(
     n = cotangent.shape[1]
     n_positions = local.n_positions
     for layer in reversed(range(top)):
+        written = local.writing[layer].transpose(cotangent)
         for position in range(n):
             start, end = sources.start[position], sources.end[layer][position]
-            effect[:, start:end].addmm_(cotangent[:, position], sources.writes[layer][position].T)
+            effect[:, start:end].addmm_(written[:, position], sources.writes[layer][position].T)
         column = sources.n_active + layer * n_positions
-        effect[:, column : column + n] = torch.einsum("bpd,pd->bp", cotangent, local.error[layer, :n])
-        bias += torch.einsum("bpd,pd->b", cotangent, local.constant[layer, :n])
-        bias += cotangent.sum(1) @ local.attention[layer].constant
+        effect[:, column : column + n] = torch.einsum("bpd,pd->bp", written, local.error[layer, :n])
+        bias += torch.einsum("bpd,pd->b", written, local.constant[layer, :n])
+        bias += cotangent.sum(1) @ local.writing[layer].bias
+        bias += torch.einsum("bpd,pd->b", cotangent, local.attention[layer].constant[:n])
         cotangent = cotangent + local.attention[layer].transpose(cotangent)
     column = sources.n_active + local.n_layers * n_positions
     effect[:, column : column + n] = torch.einsum("bpd,pd->bp", cotangent, local.embedding[:n])
+    bias += torch.einsum("bpd,pd->b", cotangent, local.position_embedding[:n])
 
 
 def _empty_rows(cotangent: Tensor, sources: _Sources) -> tuple[Tensor, Tensor]:

@@ -47,12 +47,12 @@ def top_tokens(
 def token_targets(local: LocalReplacementModel, token_ids: tuple[int, ...], names: tuple[str, ...]) -> Targets:
     """Named tokens, each weighted by its probability and taken relative to the mean logit."""
     chosen = list(token_ids)
-    logits = local.logits[-1]
+    logits = local.uncapped_logits[-1]
     unembedding, bias = local.unembedding, local.unembedding_bias
     return Targets(
         names, token_ids,
         unembedding[chosen] - unembedding.mean(0),
-        logits.softmax(-1)[chosen],
+        local.logits[-1].softmax(-1)[chosen],
         logits[chosen] - logits.mean(),
         bias[chosen] - bias.mean(),
     )  # fmt: skip
@@ -62,7 +62,7 @@ def difference_target(local: LocalReplacementModel, plus: int, minus: int, name:
     """The logit of one token less that of another."""
     if plus == minus:
         raise TraceError("target and target_minus are the same token; name two different ones.")
-    logits = local.logits[-1]
+    logits = local.uncapped_logits[-1]
     return Targets(
         (name,), (-1,),
         (local.unembedding[plus] - local.unembedding[minus])[None],

@@ -8,8 +8,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from transcoders.families import dissect
+from transcoders.families import Layer, dissect
 from transcoders.model import CrossLayerTranscoder
+
+RESIDUAL = "hook_resid_mid"
+"""The residual stream before the MLP's norm; every other hook to read is the MLP's own input."""
+BEFORE_POST_NORM = "mlp.hook_out"
+"""The MLP's own output; the other hook to write, hook_mlp_out, is what is added to the residual stream."""
 
 
 @contextmanager
@@ -18,8 +23,8 @@ def recording(modules: dict[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor,
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def hook(name: str):
-        def record(module: nn.Module, arguments: tuple, output: Tensor) -> None:
-            seen[name] = (arguments[0], output)
+        def record(module: nn.Module, arguments: tuple, output: Tensor | tuple) -> None:
+            seen[name] = (arguments[0], output[0] if isinstance(output, tuple) else output)
 
         return record
 
@@ -37,17 +42,27 @@ def mlp_activations(
     tokens: Int[Tensor, "batch position"],
     keep: Bool[Tensor, "batch position"],
     reads: str,
+    writes: str = "hook_mlp_out",
 ) -> tuple[Float[Tensor, "layer token d_model"], Float[Tensor, "layer token d_model"]]:
-    """What every MLP reads (at the hook `reads`) and writes at the kept tokens of right-padded sequences."""
+    """What every MLP reads and writes, at the named hooks, at the kept tokens of right-padded sequences."""
     layers = dissect(model).layers
-    modules = {f"norm {i}": layer.mlp_norm for i, layer in enumerate(layers)}
-    modules |= {f"mlp {i}": layer.mlp for i, layer in enumerate(layers)}
-    with recording(modules) as seen:
+    sites = {f"read {i}": read_site(layer, reads) for i, layer in enumerate(layers)}
+    sites |= {f"write {i}": write_site(layer, writes) for i, layer in enumerate(layers)}
+    with recording(sites) as seen:
         model.base_model(tokens)
-    side = 0 if reads == "hook_resid_mid" else 1
-    inputs = torch.stack([seen[f"norm {i}"][side][keep] for i in range(len(layers))])
-    outputs = torch.stack([seen[f"mlp {i}"][1][keep] for i in range(len(layers))])
+    inputs = torch.stack([seen[f"read {i}"][0][keep] for i in range(len(layers))])
+    outputs = torch.stack([seen[f"write {i}"][1][keep] for i in range(len(layers))])
     return inputs, outputs
+
+
+def read_site(layer: Layer, reads: str) -> nn.Module:
+    """The module whose input a transcoder reads at the hook `reads`."""
+    return layer.mlp if reads != RESIDUAL or layer.mlp_norm is None else layer.mlp_norm
+
+
+def write_site(layer: Layer, writes: str) -> nn.Module:
+    """The module whose output a transcoder stands in for at the hook `writes`."""
+    return layer.mlp if writes == BEFORE_POST_NORM or layer.mlp_post_norm is None else layer.mlp_post_norm
 
 
 @contextmanager
@@ -57,27 +72,32 @@ def replaced_mlps(model: PreTrainedModel, transcoder: CrossLayerTranscoder) -> I
     Position 0 keeps the model's own MLP outputs: it holds the attention sink, and features never live there.
     """
     layers = dissect(model).layers
+    config = transcoder.config
+    inputs: dict[int, Tensor] = {}
     activations: dict[int, Tensor] = {}
-    residual_mid: dict[int, Tensor] = {}
 
     def remember(layer: int):
-        def record(module: nn.Module, arguments: tuple, output: Tensor) -> None:
-            residual_mid[layer] = arguments[0] if transcoder.config.reads == "hook_resid_mid" else output
+        def record(module: nn.Module, arguments: tuple) -> None:
+            inputs[layer] = arguments[0]
 
         return record
 
     def replace(layer: int):
-        def output(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
-            activations[layer] = transcoder.encode_layer(layer, residual_mid[layer])
-            total = transcoder.b_dec[layer].expand_as(output).clone()
+        def replacement(module: nn.Module, arguments: tuple, output: Tensor | tuple) -> Tensor | tuple:
+            original = output[0] if isinstance(output, tuple) else output
+            activations[layer] = transcoder.encode_layer(layer, inputs[layer])
+            total = transcoder.b_dec[layer].expand_as(original).clone()
             for source in range(layer + 1):
                 total = total + activations[source] @ transcoder.W_dec[source][:, layer - source]
-            return torch.cat([output[:, :1], total[:, 1:]], dim=1)
+            total = torch.cat([original[:, :1], total[:, 1:]], dim=1)
+            return (total, *output[1:]) if isinstance(output, tuple) else total
 
-        return output
+        return replacement
 
-    handles = [part.mlp_norm.register_forward_hook(remember(i)) for i, part in enumerate(layers)]
-    handles += [part.mlp.register_forward_hook(replace(i)) for i, part in enumerate(layers)]
+    handles = [
+        read_site(layer, config.reads).register_forward_pre_hook(remember(i)) for i, layer in enumerate(layers)
+    ]
+    handles += [write_site(layer, config.writes).register_forward_hook(replace(i)) for i, layer in enumerate(layers)]
     try:
         yield
     finally:

@@ -1,52 +1,138 @@
 """Where each Hugging Face model family keeps its norms, attention and MLPs: the only per-family table."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from transcoders.errors import TranscoderError
 
 
 @dataclass(frozen=True)
+class Projections:
+    """How attention's values are made and written back, whatever the family fuses or transposes."""
+
+    W_V: Float[Tensor, "kv_head d_head d_model"]
+    b_V: Float[Tensor, "kv_head d_head"]
+    W_O: Float[Tensor, "d_model head d_head"]
+    b_O: Float[Tensor, " d_model"]
+
+
+def separate(attention: Any, n_heads: int, n_kv_heads: int) -> Projections:
+    """v_proj and o_proj, as in Llama and most others."""
+    return _projections(attention.v_proj.weight, attention.v_proj.bias, attention.o_proj, n_heads, n_kv_heads)
+
+
+def fused_rows(attention: Any, n_heads: int, n_kv_heads: int) -> Projections:
+    """qkv_proj with the rows of queries, keys and values one after the other (Phi-3)."""
+    fused = attention.qkv_proj
+    n_rows = fused.weight.shape[0] // (n_heads + 2 * n_kv_heads) * n_kv_heads
+    bias = None if fused.bias is None else fused.bias[-n_rows:]
+    return _projections(fused.weight[-n_rows:], bias, attention.o_proj, n_heads, n_kv_heads)
+
+
+def fused_by_head(attention: Any, n_heads: int, n_kv_heads: int) -> Projections:
+    """query_key_value with query, key and value of each head side by side (GPT-NeoX)."""
+    fused = attention.query_key_value
+    weight = fused.weight.unflatten(0, (n_heads, 3, -1))[:, 2].flatten(0, 1)
+    bias = None if fused.bias is None else fused.bias.unflatten(0, (n_heads, 3, -1))[:, 2].flatten()
+    return _projections(weight, bias, attention.dense, n_heads, n_heads)
+
+
+def fused_columns(attention: Any, n_heads: int, n_kv_heads: int) -> Projections:
+    """c_attn and c_proj, whose weights are stored transposed (GPT-2)."""
+    d_model = attention.c_proj.weight.shape[1]
+    weight, bias = attention.c_attn.weight[:, -d_model:].T, attention.c_attn.bias[-d_model:]
+    return Projections(
+        weight.unflatten(0, (n_heads, -1)), bias.unflatten(0, (n_heads, -1)),
+        attention.c_proj.weight.T.unflatten(1, (n_heads, -1)), attention.c_proj.bias,
+    )  # fmt: skip
+
+
+def _projections(
+    weight: Tensor, bias: Tensor | None, output: nn.Linear, n_heads: int, n_kv_heads: int
+) -> Projections:
+    W_V = weight.unflatten(0, (n_kv_heads, -1))
+    b_V = weight.new_zeros(W_V.shape[:2]) if bias is None else bias.unflatten(0, (n_kv_heads, -1))
+    b_O = weight.new_zeros(output.out_features) if output.bias is None else output.bias
+    return Projections(W_V, b_V, output.weight.unflatten(1, (n_heads, -1)), b_O)
+
+
+@dataclass(frozen=True)
 class Family:
-    """Attribute paths inside a model (first block) and inside one of its layers (second block)."""
+    """Attribute paths inside a model (first block) and inside one of its layers (second block).
 
-    embedding: str
-    layers: str
-    final_norm: str
-    unembedding: str
+    A norm that the family does not have is "".
+    """
 
-    attention_norm: str
-    attention: str
-    value: str
-    """The value projection, inside the attention module."""
-    output: str
-    """The output projection, inside the attention module."""
-    mlp_norm: str
-    mlp: str
+    embedding: str = "model.embed_tokens"
+    """The module that gives token vectors as they enter the residual stream."""
+    positions: str = ""
+    """The module that adds learned position vectors: no nodes, they count as bias."""
+    layers: str = "model.layers"
+    final_norm: str = "model.norm"
+    unembedding: str = "lm_head"
 
+    attention_norm: str = "input_layernorm"
+    attention: str = "self_attn"
+    projections: Callable[[Any, int, int], Projections] = separate
+    attention_post_norm: str = ""
+    mlp_norm: str = "post_attention_layernorm"
+    mlp: str = "mlp"
+    mlp_post_norm: str = ""
+    parallel: str = ""
+    """The config flag that makes attention and MLP read the same residual stream, side by side."""
+    gain_offset: float = 0.0
+    """Added to the stored norm weights: Gemma stores gains less one."""
+
+
+GEMMA_2 = Family(
+    attention_post_norm="post_attention_layernorm", mlp_norm="pre_feedforward_layernorm",
+    mlp_post_norm="post_feedforward_layernorm", gain_offset=1.0,
+)  # fmt: skip
 
 FAMILIES = {
-    "llama": Family(
-        embedding="model.embed_tokens", layers="model.layers", final_norm="model.norm", unembedding="lm_head",
-        attention_norm="input_layernorm", attention="self_attn", value="v_proj", output="o_proj",
-        mlp_norm="post_attention_layernorm", mlp="mlp",
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(),
+    "gpt_oss": Family(),
+    "phi3": Family(projections=fused_rows),
+    "gemma": Family(gain_offset=1.0),
+    "gemma2": GEMMA_2,
+    "gemma3_text": GEMMA_2,
+    "olmo2": Family(
+        attention_norm="", attention_post_norm="post_attention_layernorm",
+        mlp_norm="", mlp_post_norm="post_feedforward_layernorm",
+    ),
+    "gpt2": Family(
+        embedding="transformer.wte", positions="transformer.wpe", layers="transformer.h",
+        final_norm="transformer.ln_f", attention_norm="ln_1", attention="attn", projections=fused_columns,
+        mlp_norm="ln_2",
+    ),
+    "gpt_neox": Family(
+        embedding="gpt_neox.embed_in", layers="gpt_neox.layers", final_norm="gpt_neox.final_layer_norm",
+        attention="attention", projections=fused_by_head, parallel="use_parallel_residual",
     ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The modules of one layer that matter here."""
+    """The modules of one layer that matter here; a norm that is not there is None."""
 
-    attention_norm: nn.Module
+    attention_norm: nn.Module | None
     attention: nn.Module
-    value: nn.Linear
-    output: nn.Linear
-    mlp_norm: nn.Module
+    projections: Projections
+    attention_post_norm: nn.Module | None
+    mlp_norm: nn.Module | None
     mlp: nn.Module
+    mlp_post_norm: nn.Module | None
 
 
 @dataclass(frozen=True)
@@ -54,35 +140,54 @@ class Anatomy:
     """The modules of a model that matter here."""
 
     embedding: nn.Module
+    positions: nn.Module | None
     layers: tuple[Layer, ...]
     final_norm: nn.Module
     unembedding: nn.Linear
+    parallel: bool
+    gain_offset: float
+    softcap: float | None
+    """Logits are squashed to ± this, after everything that is traced."""
 
 
 def dissect(model: PreTrainedModel) -> Anatomy:
     """Find the modules of a model by its family."""
-    family = FAMILIES.get(model.config.model_type)
+    config = model.config
+    family = FAMILIES.get(config.model_type)
     if family is None:
         raise TranscoderError(
-            f"models of type {model.config.model_type!r} cannot be traced yet; known types: {', '.join(FAMILIES)}; "
+            f"models of type {config.model_type!r} cannot be traced yet; known types: {', '.join(FAMILIES)}; "
             "add an entry to transcoders/families.py that says where its norms, attention and MLPs are."
         )
+    n_heads = config.num_attention_heads
+    n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
     layers = []
     for block in attrgetter(family.layers)(model):
         attention = attrgetter(family.attention)(block)
+        with torch.no_grad():
+            projections = family.projections(attention, n_heads, n_kv_heads)
         layers.append(
             Layer(
-                attention_norm=attrgetter(family.attention_norm)(block),
+                attention_norm=_part(block, family.attention_norm),
                 attention=attention,
-                value=attrgetter(family.value)(attention),
-                output=attrgetter(family.output)(attention),
-                mlp_norm=attrgetter(family.mlp_norm)(block),
+                projections=projections,
+                attention_post_norm=_part(block, family.attention_post_norm),
+                mlp_norm=_part(block, family.mlp_norm),
                 mlp=attrgetter(family.mlp)(block),
+                mlp_post_norm=_part(block, family.mlp_post_norm),
             )
         )
     return Anatomy(
         embedding=attrgetter(family.embedding)(model),
+        positions=_part(model, family.positions),
         layers=tuple(layers),
         final_norm=attrgetter(family.final_norm)(model),
         unembedding=attrgetter(family.unembedding)(model),
+        parallel=bool(family.parallel) and bool(getattr(config, family.parallel)),
+        gain_offset=family.gain_offset,
+        softcap=getattr(config, "final_logit_softcapping", None),
     )
+
+
+def _part(module: nn.Module, path: str) -> nn.Module | None:
+    return attrgetter(path)(module) if path else None

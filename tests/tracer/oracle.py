@@ -1,0 +1,103 @@
+"""Direct effects by autograd through the real model: nothing of `tracer.linear` and `tracer.rows` is used."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from tracer.replacement import LocalReplacementModel, ReplacementModel
+from transcoders.activations import read_site, write_site
+from transcoders.families import dissect
+
+
+def jacobian(
+    replacement: ReplacementModel, local: LocalReplacementModel, direction: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Pre-activations of all active features, then `direction` at the final norm's output, and their derivatives.
+
+    Sources are scaled by a strength of 1: columns are active features | errors (layer-major) | tokens.
+    """
+    n_sources = len(local.features.layer) + (local.n_layers + 1) * local.n_positions
+    strength = torch.ones(n_sources, dtype=local.error.dtype, requires_grad=True)
+    with _frozen(replacement, local, strength) as seen:
+        replacement.model(torch.tensor([local.prompt.token_ids]), use_cache=False)
+        features, transcoder = local.features, replacement.transcoder
+        values = [
+            seen[f"read {layer}"][position] @ transcoder.W_enc[layer][feature] + transcoder.b_enc[layer][feature]
+            for layer, position, feature in zip(features.layer, features.position, features.feature, strict=True)
+        ]
+        values += list(seen["final"][-1] @ direction.T)
+        rows = [torch.autograd.grad(value, strength, retain_graph=True, create_graph=True)[0] for value in values]
+        curvature = sum((row * row.detach()).sum() for row in rows)
+        if curvature.requires_grad:
+            second = torch.autograd.grad(curvature, strength, allow_unused=True)[0]
+            assert second is None or second.abs().max() == 0, "something non-linear was left unfrozen"
+    return torch.stack(values).detach(), torch.stack(rows).detach()
+
+
+@contextmanager
+def _frozen(replacement: ReplacementModel, local: LocalReplacementModel, strength: Tensor) -> Iterator[dict[str, Any]]:
+    """The real model with norm denominators and attention patterns detached and MLP outputs made of scaled sources."""
+    model, anatomy, transcoder = replacement.model, dissect(replacement.model), replacement.transcoder
+    features, n_active = local.features, len(local.features.layer)
+    seen: dict[str, Any] = {}
+    handles = []
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
+            handles.append(module.register_forward_hook(_detached_norm(anatomy.gain_offset)))
+    tokens = strength[n_active + local.n_layers * local.n_positions :]
+    handles.append(anatomy.embedding.register_forward_hook(lambda m, a, out: out * tokens[None, :, None]))
+    for layer, parts in enumerate(anatomy.layers):
+
+        def read(module: nn.Module, arguments: tuple, layer: int = layer) -> None:
+            seen[f"read {layer}"] = arguments[0][0]
+
+        def write(module: nn.Module, arguments: tuple, output: Any, layer: int = layer) -> Any:
+            first = n_active + layer * local.n_positions
+            total = local.constant[layer] + local.error[layer] * strength[first : first + local.n_positions, None]
+            for j in (features.layer <= layer).nonzero()[:, 0].tolist():
+                source, feature = int(features.layer[j]), features.feature[j]
+                vector = transcoder.W_dec[source][feature, layer - source] * features.activation[j]
+                total = total.index_put((features.position[j],), vector * strength[j], accumulate=True)
+            return (total[None], *output[1:]) if isinstance(output, tuple) else total[None]
+
+        handles.append(read_site(parts, transcoder.config.reads).register_forward_pre_hook(read))
+        handles.append(write_site(parts, transcoder.config.writes).register_forward_hook(write))
+
+    def final(module: nn.Module, arguments: tuple, output: Tensor) -> None:
+        seen["final"] = output[0]
+
+    handles.append(anatomy.final_norm.register_forward_hook(final))
+    AttentionInterface.register("detached", _detached_attention)
+    patterns = model(torch.tensor([local.prompt.token_ids]), output_attentions=True, use_cache=False).attentions
+    for parts, pattern in zip(anatomy.layers, patterns, strict=True):
+        parts.attention.frozen_pattern = pattern.detach()
+    model.set_attn_implementation("detached")
+    try:
+        yield seen
+    finally:
+        model.set_attn_implementation("eager")
+        for handle in handles:
+            handle.remove()
+
+
+def _detached_norm(gain_offset: float):
+    def norm(module: Any, arguments: tuple, output: Tensor) -> Tensor:
+        x = arguments[0]
+        centred = x - x.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else x
+        epsilon = getattr(module, "variance_epsilon", None) or module.eps
+        scale = (centred.pow(2).mean(-1, keepdim=True) + epsilon).rsqrt().detach()
+        result = centred * scale * (module.weight + gain_offset)
+        return result + module.bias if isinstance(module, nn.LayerNorm) else result
+
+    return norm
+
+
+def _detached_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any):
+    """Values moved by the pattern that the eager forward pass gave."""
+    groups = module.frozen_pattern.shape[1] // value.shape[1]
+    moved = module.frozen_pattern @ value.repeat_interleave(groups, dim=1)
+    return moved.transpose(1, 2).contiguous(), None
