@@ -219,6 +219,7 @@ def _localize(replacement: ReplacementModel, prompt: Prompt) -> LocalReplacement
     activation[:, 0] = 0
     layer, position, feature = activation.nonzero(as_tuple=True)
     constant = transcoder.b_dec[:, None].expand_as(outputs).clone()
+    outputs = outputs - transcoder.skip(inputs)  # a skip connection is no node: effects flow through it
     constant[:, 0] = outputs[:, 0]
     error = outputs - transcoder.decode(activation)
     error[:, 0] = 0
@@ -254,12 +255,16 @@ def linear_logits(local: LocalReplacementModel) -> Float[Tensor, "position vocab
     x = local.embedding + local.position_embedding
     for layer in range(local.n_layers):
         written = local.error[layer] + local.constant[layer]
-        for source in range(layer + 1):
+        for source in transcoder.config.sources(layer):
             rows = (features.layer == source).nonzero()[:, 0]
             decoder = transcoder.W_dec[source][features.feature[rows], layer - source].to(x.dtype)
             written.index_add_(0, features.position[rows], features.activation[rows, None] * decoder)
         writing = local.writing[layer]
         moved = local.attention[layer].apply(x) + local.attention[layer].constant
+        if transcoder.W_skip is not None:
+            read = local.reading[layer]
+            seen = read.apply(x if local.parallel else x + moved) + read.bias
+            written += seen @ transcoder.W_skip[layer].to(x.dtype)
         x = x + moved + writing.apply(written) + writing.bias
     logits = (local.final_norm.apply(x) + local.final_norm.bias) @ local.unembedding.T + local.unembedding_bias
     return logits if local.softcap is None else local.softcap * (logits / local.softcap).tanh()

@@ -115,21 +115,20 @@ class _Sources:
         position, layer = features.position[self.order], features.layer[self.order]
         key = position * n_layers + layer
         firsts = torch.arange(n_positions, device=key.device) * n_layers
-        start = torch.searchsorted(key, firsts)
-        ends = torch.searchsorted(key, firsts[:, None] + torch.arange(1, n_layers + 1, device=key.device))
-        self.start: list[int] = start.tolist()
-        self.end: list[list[int]] = ends.T.tolist()
-        """[layer][position]: end of the block of features of that position that may write to that layer."""
+        sources = [local.transcoder.config.sources(to) for to in range(n_layers)]
+        self.start: list[list[int]] = [torch.searchsorted(key, firsts + s.start).tolist() for s in sources]
+        self.end: list[list[int]] = [torch.searchsorted(key, firsts + s.stop).tolist() for s in sources]
+        """[layer][position]: the block of features of that position that may write to that layer."""
         self.writes = [self._writes(local, to) for to in range(n_layers)]
 
     def _writes(self, local: LocalReplacementModel, to: int) -> list[Tensor]:
         """Per position the write vectors (activation × decoder row) into the MLP output of layer `to`."""
         features = local.features
         blocks = []
-        for start, end in zip(self.start, self.end[to], strict=True):
+        for start, end in zip(self.start[to], self.end[to], strict=True):
             block = torch.empty(end - start, local.error.shape[-1], dtype=local.error.dtype, device=local.error.device)
             numbers = self.order[start:end]
-            for source in range(to + 1):
+            for source in local.transcoder.config.sources(to):
                 rows = (features.layer[numbers] == source).nonzero()[:, 0]
                 chosen = features.feature[numbers[rows]]
                 block[rows] = local.transcoder.W_dec[source][chosen, to - source].to(block.dtype)
@@ -177,17 +176,28 @@ def _sweep(
     for layer in reversed(range(top)):
         written = local.writing[layer].transpose(cotangent)
         for position in range(n):
-            start, end = sources.start[position], sources.end[layer][position]
+            start, end = sources.start[layer][position], sources.end[layer][position]
             effect[:, start:end].addmm_(written[:, position], sources.writes[layer][position].T)
         column = sources.n_active + layer * n_positions
         effect[:, column : column + n] = torch.einsum("bpd,pd->bp", written, local.error[layer, :n])
         bias += torch.einsum("bpd,pd->b", written, local.constant[layer, :n])
         bias += cotangent.sum(1) @ local.writing[layer].bias
-        bias += torch.einsum("bpd,pd->b", cotangent, local.attention[layer].constant[:n])
-        cotangent = cotangent + local.attention[layer].transpose(cotangent)
+        skipped, skipped_bias = _through_skip(local, layer, written)
+        moved = cotangent if local.parallel else cotangent + skipped
+        bias += torch.einsum("bpd,pd->b", moved, local.attention[layer].constant[:n]) + skipped_bias
+        cotangent = cotangent + skipped + local.attention[layer].transpose(moved)
     column = sources.n_active + local.n_layers * n_positions
     effect[:, column : column + n] = torch.einsum("bpd,pd->bp", cotangent, local.embedding[:n])
     bias += torch.einsum("bpd,pd->b", cotangent, local.position_embedding[:n])
+
+
+def _through_skip(local: LocalReplacementModel, layer: int, written: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Cotangents at what the transcoder writes → at the residual stream it reads, and what the norm's bias adds."""
+    W_skip = local.transcoder.W_skip
+    if W_skip is None:
+        return torch.zeros_like(written), 0.0
+    read = written @ W_skip[layer].T.to(written.dtype)
+    return local.reading[layer].transpose(read), read.sum(1) @ local.reading[layer].bias
 
 
 def _empty_rows(cotangent: Tensor, sources: _Sources) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,9 @@ def replaced_mlps(model: PreTrainedModel, transcoder: CrossLayerTranscoder) -> I
             original = output[0] if isinstance(output, tuple) else output
             activations[layer] = transcoder.encode_layer(layer, inputs[layer])
             total = transcoder.b_dec[layer].expand_as(original).clone()
-            for source in range(layer + 1):
+            if transcoder.W_skip is not None:
+                total = total + inputs[layer] @ transcoder.W_skip[layer]
+            for source in config.sources(layer):
                 total = total + activations[source] @ transcoder.W_dec[source][:, layer - source]
             total = torch.cat([original[:, :1], total[:, 1:]], dim=1)
             return (total, *output[1:]) if isinstance(output, tuple) else total

@@ -1,4 +1,4 @@
-"""What a cross-layer transcoder is, and how one is trained: frozen values."""
+"""What a cross-layer (or per-layer) transcoder is, and how one is trained: frozen values."""
 
 from dataclasses import dataclass
 
@@ -25,6 +25,18 @@ class TranscoderConfig:
     writes: str = "hook_mlp_out"
     model_name: str = ""
     """The language model it was trained on."""
+    cross_layer: bool = True
+    """Whether features write to every later layer too; those of a per-layer transcoder write to their own."""
+    skip: bool = False
+    """Whether each layer also writes a linear map of what it reads."""
+
+    def reach(self, layer: int) -> int:
+        """How many layers the features of a layer write to, from their own on."""
+        return self.n_layers - layer if self.cross_layer else 1
+
+    def sources(self, layer: int) -> range:
+        """The layers whose features write to a layer."""
+        return range(0 if self.cross_layer else layer, layer + 1)
 
     def __post_init__(self) -> None:
         for name, value, allowed in (

@@ -11,10 +11,12 @@ from transcoders.config import TranscoderConfig
 class CrossLayerTranscoder(nn.Module):
     """Encoders and decoders of every layer ("Circuit Tracing", 2025, section 2).
 
-    `W_dec[l]` has shape (feature, layers from l on, d_model): its slice [:, k] writes to layer l + k.
+    `W_dec[l]` has shape (feature, layers from l on, d_model): its slice [:, k] writes to layer l + k. `W_skip[l]`
+    (d_model, d_model), where there is one, is applied as x @ W_skip[l].
     """
 
     threshold: Tensor
+    W_skip: nn.Parameter | None
 
     def __init__(self, config: TranscoderConfig) -> None:
         super().__init__()
@@ -24,8 +26,9 @@ class CrossLayerTranscoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(n_layers, n_features))
         self.b_dec = nn.Parameter(torch.zeros(n_layers, d_model))
         self.W_dec = nn.ParameterList(
-            [nn.Parameter(torch.zeros(n_features, n_layers - layer, d_model)) for layer in range(n_layers)]
+            [nn.Parameter(torch.zeros(n_features, config.reach(layer), d_model)) for layer in range(n_layers)]
         )
+        self.W_skip = nn.Parameter(torch.zeros(n_layers, d_model, d_model)) if config.skip else None
         self.register_buffer("threshold", torch.zeros(n_layers, n_features))
 
     def initialise(self, generator: torch.Generator) -> None:
@@ -70,7 +73,7 @@ class CrossLayerTranscoder(nn.Module):
                 return top_k(pre_activation, self.config.k)
 
     def decode(self, activations: Float[Tensor, "layer position feature"]) -> Float[Tensor, "layer position d_model"]:
-        """MLP outputs reconstructed from the activations of all layers."""
+        """MLP outputs reconstructed from the activations of all layers, less what skip connections add."""
         n_layers, d_model = self.config.n_layers, self.config.d_model
         outputs = [self.b_dec[layer] for layer in range(n_layers)]
         for source, decoder in enumerate(self.W_dec):
@@ -79,6 +82,10 @@ class CrossLayerTranscoder(nn.Module):
                 outputs[source + k] = outputs[source + k] + write
         return torch.stack(outputs)
 
+    def skip(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position d_model"]:
+        """What skip connections add: a linear map of each layer's input, or nothing."""
+        return torch.zeros_like(inputs) if self.W_skip is None else torch.bmm(inputs, self.W_skip)
+
     def forward(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position d_model"]:
         """MLP outputs reconstructed from MLP inputs."""
-        return self.decode(self.encode(inputs))
+        return self.decode(self.encode(inputs)) + self.skip(inputs)

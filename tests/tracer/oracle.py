@@ -58,8 +58,13 @@ def _frozen(replacement: ReplacementModel, local: LocalReplacementModel, strengt
         def write(module: nn.Module, arguments: tuple, output: Any, layer: int = layer) -> Any:
             first = n_active + layer * local.n_positions
             total = local.constant[layer] + local.error[layer] * strength[first : first + local.n_positions, None]
-            for j in (features.layer <= layer).nonzero()[:, 0].tolist():
-                source, feature = int(features.layer[j]), features.feature[j]
+            if transcoder.W_skip is not None:
+                total = total + seen[f"read {layer}"] @ transcoder.W_skip[layer]
+            sources = transcoder.config.sources(layer)
+            for j, source in enumerate(features.layer.tolist()):
+                if source not in sources:
+                    continue
+                feature = features.feature[j]
                 vector = transcoder.W_dec[source][feature, layer - source] * features.activation[j]
                 total = total.index_put((features.position[j],), vector * strength[j], accumulate=True)
             return (total[None], *output[1:]) if isinstance(output, tuple) else total[None]

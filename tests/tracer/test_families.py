@@ -17,9 +17,13 @@ HOOKS = [("hook_resid_mid", "hook_mlp_out"), ("mlp.hook_in", "mlp.hook_out")]
 N_LAYERS, D_MODEL, N_FEATURES = 3, 16, 20
 
 
-def random_transcoder(reads: str, writes: str) -> CrossLayerTranscoder:
+def random_transcoder(
+    reads: str, writes: str, *, cross_layer: bool = True, skip: bool = False
+) -> CrossLayerTranscoder:
     generator = torch.Generator().manual_seed(1)
-    config = TranscoderConfig(N_LAYERS, D_MODEL, N_FEATURES, "jumprelu", reads=reads, writes=writes)
+    config = TranscoderConfig(
+        N_LAYERS, D_MODEL, N_FEATURES, "jumprelu", reads=reads, writes=writes, cross_layer=cross_layer, skip=skip
+    )
     transcoder = CrossLayerTranscoder(config)
     with torch.no_grad():
         for parameter in transcoder.parameters():
@@ -28,10 +32,17 @@ def random_transcoder(reads: str, writes: str) -> CrossLayerTranscoder:
     return transcoder.eval().requires_grad_(False)
 
 
-@pytest.fixture(params=[(name, *hooks) for name in CONFIGS for hooks in HOOKS], ids=lambda p: f"{p[0]}, {p[1]}")
+KINDS = [{"cross_layer": True, "skip": False}, {"cross_layer": False, "skip": True}]
+
+
+@pytest.fixture(
+    params=[(name, hooks, kind) for name in CONFIGS for hooks, kind in zip(HOOKS, KINDS, strict=True)]
+    + [(name, hooks, kind) for name in ("gemma2", "gpt_neox, parallel") for hooks, kind in zip(HOOKS, KINDS[::-1])],
+    ids=lambda p: f"{p[0]}, {p[1][0]}, {'skip' if p[2]['skip'] else 'plain'}",
+)
 def traced(request: pytest.FixtureRequest) -> tuple[ReplacementModel, LocalReplacementModel, Targets]:
-    name, reads, writes = request.param
-    replacement = ReplacementModel.of(tiny_model(name), tiny_tokenizer(), random_transcoder(reads, writes))
+    name, hooks, kind = request.param
+    replacement = ReplacementModel.of(tiny_model(name), tiny_tokenizer(), random_transcoder(*hooks, **kind))
     local = replacement.localize(replacement.tokenize("w3 w1 w4 w1 w5 w9 w2"))
     ids, _ = top_tokens(local, max_logits=3)
     return replacement, local, token_targets(local, tuple(ids), tuple(map(str, ids)))

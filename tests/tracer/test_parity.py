@@ -1,6 +1,7 @@
 """The same graph as circuit-tracer 0.5.0 computed for the case in tests/data."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,28 +14,32 @@ from tracer.attribution import attribute
 from tracer.replacement import ReplacementModel
 from tracer.targets import token_targets, top_tokens
 
-CASE = CASES / "llama-clt-jumprelu"
+
+@pytest.fixture(scope="module", params=["llama-clt-jumprelu", "gpt2-clt-relu", "qwen3-plt-relu"])
+def case(request: pytest.FixtureRequest) -> Path:
+    return CASES / request.param
 
 
 @pytest.fixture(scope="module")
-def expected():
-    return load_file(CASE / "expected.safetensors")
+def expected(case):
+    return load_file(case / "expected.safetensors")
 
 
 @pytest.fixture(scope="module")
-def record():
-    return json.loads((CASE / "case.json").read_text(encoding="utf-8"))
+def record(case):
+    return json.loads((case / "case.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def local(record):
-    replacement = ReplacementModel.load(CASE / "model", CASE / "transcoder")
+def local(case, record):
+    replacement = ReplacementModel.load(case / "model", case / "transcoder")
     return replacement.localize(replacement.tokenize(record["prompt"]))
 
 
 @pytest.fixture(scope="module")
-def graph(local):
-    ids, _ = top_tokens(local)
+def graph(local, record):
+    settings = record["attribution"]
+    ids, _ = top_tokens(local, max_logits=settings["max_n_logits"], logit_mass=settings["desired_logit_prob"])
     return attribute(local, token_targets(local, tuple(ids), tuple(map(str, ids))), coverage=1.0)
 
 

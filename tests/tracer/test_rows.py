@@ -53,40 +53,6 @@ def test_incoming_edges_and_bias_add_up_to_the_pre_activation(local):
     assert graph.info.conservation_error < 1e-5
 
 
-def test_edges_are_the_jacobian_of_the_frozen_model(local):
-    """Autograd through `apply` of every layer, source by source: the other direction, no transposes."""
-    local = widened(local)
-    targets = targets_of(local)
-    rows = attribution_rows(local, targets, coverage=1.0)
-    features, transcoder = local.features, local.transcoder
-    n_active, n_positions = len(features.layer), local.n_positions
-    strength = torch.ones(rows.effect.shape[1], dtype=torch.float64, requires_grad=True)
-
-    def values(strength):
-        x = local.embedding * strength[n_active + local.n_layers * n_positions :, None]
-        read = []
-        for layer in range(local.n_layers):
-            x = x + local.attention[layer].apply(x) + local.attention[layer].constant
-            seen = x if transcoder.config.reads == "hook_resid_mid" else local.mlp_norm[layer].apply(x)
-            here = (features.layer == layer).nonzero()[:, 0]
-            encoder = transcoder.W_enc[layer][features.feature[here]]
-            read.append(
-                (seen[features.position[here]] * encoder).sum(1) + transcoder.b_enc[layer][features.feature[here]]
-            )
-            first = n_active + layer * n_positions
-            x = x + local.constant[layer] + local.error[layer] * strength[first : first + n_positions, None]
-            for j in (features.layer <= layer).nonzero()[:, 0].tolist():
-                source = int(features.layer[j])
-                write = transcoder.W_dec[source][features.feature[j], layer - source] * features.activation[j]
-                x = x + torch.zeros_like(x).index_put((features.position[j],), write) * strength[j]
-        return torch.cat([*read, local.final_norm.apply(x)[-1] @ targets.direction.T])
-
-    jacobian = torch.autograd.functional.jacobian(values, strength)
-    torch.testing.assert_close(rows.effect, jacobian[rows.target], atol=1e-10, rtol=1e-10)
-    curvature = torch.autograd.functional.hessian(lambda s: values(s).sum(), strength)
-    assert curvature.abs().max() == 0
-
-
 def test_conservation_holds_to_rounding_in_float64(local):
     wide = widened(local)
     rows = attribution_rows(wide, targets_of(wide), coverage=1.0)
