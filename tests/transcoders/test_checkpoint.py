@@ -78,7 +78,7 @@ def test_a_wrong_shape_is_named(tmp_path):
     path = tmp_path / "W_dec_2.safetensors"
     tensors = load_file(path)
     save_file({"W_dec_2": tensors["W_dec_2"][:, :, :4].contiguous()}, path)
-    with pytest.raises(TranscoderError, match=r"W_dec_2 has shape \(10, 1, 4\); expected \(10, 1, 8\)"):
+    with pytest.raises(TranscoderError, match=r"W_dec of layer 2 has shape \(10, 1, 4\); expected \(10, 1, 8\)"):
         load(tmp_path)
 
 
