@@ -1,0 +1,95 @@
+"""Write a random Llama and a random cross-layer transcoder with a chosen share of active features, for benchmarks."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from transcoders.activations import mlp_activations
+
+N_WORDS = 1000
+SPECIAL = ("<unk>", "<bos>", "<eos>")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shape of one benchmark."""
+
+    n_layers: int = 8
+    d_model: int = 256
+    n_features: int = 2048
+    n_tokens: int = 24
+    l0: int = 36
+    """Active features per layer and position, on average."""
+    n_heads: int = 8
+    n_key_value_heads: int = 4
+    d_mlp: int = 512
+    seed: int = 0
+
+
+@torch.no_grad()
+def write_case(case: Case, folder: Path) -> None:
+    """Write model/, transcoder/ (circuit-tracer's layout) and prompt.json."""
+    torch.manual_seed(case.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=case.d_model, intermediate_size=case.d_mlp, num_hidden_layers=case.n_layers,
+            num_attention_heads=case.n_heads, num_key_value_heads=case.n_key_value_heads,
+            head_dim=case.d_model // case.n_heads, vocab_size=len(SPECIAL) + N_WORDS,
+            max_position_embeddings=max(64, case.n_tokens), bos_token_id=1, eos_token_id=2, pad_token_id=2,
+            tie_word_embeddings=False,
+        )
+    ).eval()  # fmt: skip
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            weight.normal_(0, 0.5 if "embed" in name else weight.shape[1] ** -0.5)
+    model.save_pretrained(folder / "model")
+    _tokenizer().save_pretrained(folder / "model")
+    generator = torch.Generator().manual_seed(case.seed)
+    tokens = torch.randint(len(SPECIAL), len(SPECIAL) + N_WORDS, (case.n_tokens,), generator=generator)
+    tokens[0] = 1
+    _write_transcoder(case, model, tokens, generator, folder / "transcoder")
+    words = " ".join(f"w{i - len(SPECIAL)}" for i in tokens[1:].tolist())
+    (folder / "prompt.json").write_text(json.dumps({"prompt": words, "case": asdict(case)}))
+
+
+def _write_transcoder(
+    case: Case, model: LlamaForCausalLM, tokens: torch.Tensor, generator: torch.Generator, folder: Path
+) -> None:
+    keep = torch.ones(1, case.n_tokens, dtype=torch.bool)
+    keep[0, 0] = False
+    inputs, outputs = mlp_activations(model, tokens[None], keep, "mlp.hook_in")
+    folder.mkdir()
+    for layer in range(case.n_layers):
+        W_enc = torch.randn(case.n_features, case.d_model, generator=generator) * case.d_model**-0.5
+        pre_activation = inputs[layer] @ W_enc.T
+        bias = pre_activation.flatten().quantile(1 - case.l0 / case.n_features)
+        W_dec = torch.randn(case.n_features, case.n_layers - layer, case.d_model, generator=generator)
+        W_dec *= outputs[layer].std() / (case.l0 * case.n_layers) ** 0.5
+        save_file(
+            {
+                f"W_enc_{layer}": W_enc, f"b_enc_{layer}": -bias.expand(case.n_features).clone(),
+                f"b_dec_{layer}": outputs[layer].mean(0),
+            },
+            folder / f"W_enc_{layer}.safetensors",
+        )  # fmt: skip
+        save_file({f"W_dec_{layer}": W_dec}, folder / f"W_dec_{layer}.safetensors")
+    (folder / "config.yaml").write_text(
+        "model_kind: cross_layer_transcoder\nmodel_name: model\nfeature_input_hook: mlp.hook_in\n"
+        "feature_output_hook: hook_mlp_out\nscan: benchmark\n"
+    )
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word."""
+    words = [*SPECIAL, *(f"w{i}" for i in range(N_WORDS))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>", pad_token="<eos>"
+    )
