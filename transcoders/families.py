@@ -189,5 +189,10 @@ def dissect(model: PreTrainedModel) -> Anatomy:
     )
 
 
+def epsilon(norm: Any) -> float:
+    """What a norm adds to the mean square before it takes the root."""
+    return float(getattr(norm, "variance_epsilon", None) or norm.eps)
+
+
 def _part(module: nn.Module, path: str) -> nn.Module | None:
     return attrgetter(path)(module) if path else None

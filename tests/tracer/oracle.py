@@ -53,7 +53,10 @@ def _frozen(replacement: ReplacementModel, local: LocalReplacementModel, strengt
     for layer, parts in enumerate(anatomy.layers):
 
         def read(module: nn.Module, arguments: tuple, layer: int = layer) -> None:
-            seen[f"read {layer}"] = arguments[0][0]
+            x = arguments[0][0]
+            if transcoder.config.reads == "ln2.hook_normalized" and module is not anatomy.layers[layer].mlp:
+                x = x * _detached_scale(module, x)
+            seen[f"read {layer}"] = x
 
         def write(module: nn.Module, arguments: tuple, output: Any, layer: int = layer) -> Any:
             first = n_active + layer * local.n_positions
@@ -93,12 +96,15 @@ def _detached_norm(gain_offset: float):
     def norm(module: Any, arguments: tuple, output: Tensor) -> Tensor:
         x = arguments[0]
         centred = x - x.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else x
-        epsilon = getattr(module, "variance_epsilon", None) or module.eps
-        scale = (centred.pow(2).mean(-1, keepdim=True) + epsilon).rsqrt().detach()
-        result = centred * scale * (module.weight + gain_offset)
+        result = centred * _detached_scale(module, centred) * (module.weight + gain_offset)
         return result + module.bias if isinstance(module, nn.LayerNorm) else result
 
     return norm
+
+
+def _detached_scale(module: Any, x: Tensor) -> Tensor:
+    epsilon = getattr(module, "variance_epsilon", None) or module.eps
+    return (x.pow(2).mean(-1, keepdim=True) + epsilon).rsqrt().detach()
 
 
 def _detached_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any):

@@ -41,7 +41,7 @@ def read(folder: Path) -> Stored:
     if meta.need("model_kind") == PER_LAYER:
         return _read_per_layer(folder, meta, files)
     if files:
-        return gemma_scope.read_cross_layer(list(dict.fromkeys(files)), **_hooks(meta))
+        return gemma_scope.read_cross_layer(list(dict.fromkeys(files)), *_hooks(meta))
     return _read_cross_layer(folder, meta)
 
 
@@ -76,7 +76,7 @@ def _read_cross_layer(folder: Path, meta: Settings) -> Stored:
     n_features, d_model = encoders[0].take("W_enc_0", -1, -1).shape
     activation = _activation(meta, "threshold_0" in encoders[0])
     config = TranscoderConfig(
-        n_layers, d_model, n_features, *activation, **_hooks(meta), skip="W_skip_0" in encoders[0]
+        n_layers, d_model, n_features, *activation, *_hooks(meta), skip="W_skip_0" in encoders[0]
     )  # fmt: skip
     parts, decoders = [], []
     for layer, file in enumerate(encoders):
@@ -113,7 +113,7 @@ def _read_per_layer(folder: Path, meta: Settings, listed: list[Path]) -> Stored:
     first = layers[0][0]
     activation = _activation(meta, first.threshold is not None)
     config = TranscoderConfig(
-        len(layers), first.W_enc.shape[1], first.W_enc.shape[0], *activation, **_hooks(meta),
+        len(layers), first.W_enc.shape[1], first.W_enc.shape[0], *activation, *_hooks(meta),
         cross_layer=False, skip=first.W_skip is not None,
     )  # fmt: skip
     return per_layer("circuit-tracer, per-layer", config, layers, files, folded)
@@ -170,12 +170,10 @@ def _activation(meta: Settings, has_threshold: bool) -> tuple[str, int]:
     return "topk", int(meta.need("k"))
 
 
-def _hooks(meta: Settings) -> dict[str, str]:
-    return {
-        "reads": meta.get("feature_input_hook", "hook_resid_mid"),
-        "writes": meta.get("feature_output_hook", "hook_mlp_out"),
-        "model_name": meta.get("model_name") or "",
-    }
+def _hooks(meta: Settings) -> tuple[str, str, str]:
+    """What is read, what is written, and of which model."""
+    reads, writes = meta.get("feature_input_hook"), meta.get("feature_output_hook")
+    return reads or "hook_resid_mid", writes or "hook_mlp_out", meta.get("model_name") or ""
 
 
 def _listed(entry: str | dict) -> str:
