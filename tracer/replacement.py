@@ -118,12 +118,15 @@ class ReplacementModel:
         dtype: torch.dtype = torch.float32,
         name: str | None = None,
     ) -> "ReplacementModel":
-        """Load a model directory (or Hub id) and a transcoder folder, and check that they fit."""
+        """Load a model directory or Hub id (name[@revision]) and a transcoder in any layout, and check that they fit."""
         if Path(model).exists() and not (Path(model) / "config.json").is_file():
             raise TraceError(f"{model} is not a Hugging Face model directory: it has no config.json.")
         try:
-            network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="eager")
-            tokenizer = AutoTokenizer.from_pretrained(model)
+            place, pinned = _pinned(model)
+            network: Any = AutoModelForCausalLM.from_pretrained(
+                place, revision=pinned, dtype=dtype, attn_implementation="eager"
+            )
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=pinned)
         except OSError as error:
             first = str(error).splitlines()[0]
             raise TraceError(
@@ -291,6 +294,14 @@ def linear_logits(local: LocalReplacementModel) -> Float[Tensor, "position vocab
         x = x + moved + writing.apply(written) + writing.bias
     logits = (local.final_norm.apply(x) + local.final_norm.bias) @ local.unembedding.T + local.unembedding_bias
     return logits if local.softcap is None else local.softcap * (logits / local.softcap).tanh()
+
+
+def _pinned(model: str | Path) -> tuple[str, str]:
+    """A model and its revision, from name[@revision]."""
+    if Path(model).exists():
+        return str(model), "main"
+    name, _, revision = str(model).partition("@")
+    return name, revision or "main"
 
 
 def _words(text: str, offsets: list[tuple[int, int]]) -> tuple[str, ...]:

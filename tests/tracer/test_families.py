@@ -100,7 +100,7 @@ def test_of_a_layer_norm_the_whole_output_is_read():
 
 
 def test_a_model_without_a_norm_before_its_mlps_has_no_output_of_it():
-    with pytest.raises(TranscoderError, match="reads ln2.hook_normalized, but this model has no norm before its MLPs"):
+    with pytest.raises(TranscoderError, match=r"reads ln2\.hook_normalized, but this model has no norm before its MLPs"):
         ReplacementModel.of(tiny_model("olmo2"), tiny_tokenizer(), random_transcoder(*BEFORE_GAIN))
 
 
