@@ -1,19 +1,22 @@
 """Hub ids: what they name, what comes from the Hub's cache without a network, and what is said when nothing is there."""
 
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub import constants
 
-from transcoders import TranscoderError
+from tracer.errors import TraceError
+from tracer.replacement import ReplacementModel
+from transcoders import TranscoderError, load
 from transcoders.checkpoint import revision
 from transcoders.hub import HubPath, commit, locate, parse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-ROOT = Path(__file__).parents[2]
-TRANSCODER = ROOT / "tests" / "data" / "llama-clt-jumprelu" / "transcoder"
+CASES = Path(__file__).parents[1] / "data"
+TRANSCODER, PER_LAYER = CASES / "llama-clt-jumprelu" / "transcoder", CASES / "qwen3-plt-relu" / "transcoder"
 
 
 @pytest.mark.parametrize(
@@ -47,71 +50,57 @@ def test_a_local_folder_comes_before_a_hub_id_of_its_name(tmp_path, monkeypatch)
     assert locate("org/repo") == Path("org/repo")
 
 
-def cache(folder: Path, repo: str, files: Path) -> None:
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty cache of the Hub's client, which may not use the network."""
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return folder
+
+
+def put(hub_cache: Path, repo: str, files: Path) -> Path:
     """A repository as the Hub's client leaves it in its cache."""
-    place = folder / f"models--{repo.replace('/', '--')}"
+    place = hub_cache / f"models--{repo.replace('/', '--')}"
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text(COMMIT, encoding="utf-8")
-    snapshot = place / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    for file in files.iterdir():
-        (snapshot / file.name).write_bytes(file.read_bytes())
-
-
-def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Python in a process of its own: the Hub's client reads its settings when it is imported."""
-    settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(folder), "PYTHONPATH": str(ROOT), "HOME": str(folder)}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-CONVERT = "import sys; from tracer.cli import main; sys.argv = ['trace', 'convert', {source!r}, {target!r}]; main()"
+    return Path(shutil.copytree(files, place / "snapshots" / COMMIT))
 
 
 @pytest.mark.parametrize("pin", ["", "@main", f"@{COMMIT}"])
-def test_what_is_in_the_cache_needs_no_network(tmp_path, pin):
-    cache(tmp_path / "hub", "org/repo", TRANSCODER)
-    target = tmp_path / "converted"
-    result = run(CONVERT.format(source=f"hf://org/repo{pin}", target=str(target)), tmp_path / "hub")
-    assert result.returncode == 0, result.stderr
-    assert "Found    circuit-tracer, cross-layer" in result.stdout
-    assert (target / "W_dec_0.safetensors").is_file()
+def test_what_is_in_the_cache_needs_no_network_and_has_its_commit_as_revision(hub_cache, pin):
+    put(hub_cache, "org/repo", TRANSCODER)
+    assert load(f"hf://org/repo{pin}").config == load(TRANSCODER).config
+    assert revision(f"org/repo{pin}") == COMMIT
 
 
-def test_a_config_may_list_files_on_the_hub(tmp_path):
+def test_a_config_may_list_files_on_the_hub(hub_cache, tmp_path):
     for layer in range(2):
-        cache(tmp_path / "hub", f"org/layer{layer}", ROOT / "tests" / "data" / "qwen3-plt-relu" / "transcoder")
+        put(hub_cache, f"org/layer{layer}", PER_LAYER)
     listed = [f"hf://org/layer{layer}/layer_{layer}.safetensors?revision={COMMIT}" for layer in range(2)]
-    (tmp_path / "local").mkdir()
     lines = ["model_kind: transcoder_set", "feature_input_hook: mlp.hook_in", f"transcoders: {listed}"]
-    (tmp_path / "local" / "config.yaml").write_text("\n".join(lines), encoding="utf-8")
-    target = tmp_path / "converted"
-    result = run(CONVERT.format(source=str(tmp_path / "local"), target=str(target)), tmp_path / "hub")
-    assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in target.glob("layer_*")) == ["layer_0.safetensors", "layer_1.safetensors"]
+    (tmp_path / "config.yaml").write_text("\n".join(lines), encoding="utf-8")
+    ours, theirs = load(tmp_path), load(PER_LAYER)
+    assert ours.config.n_layers == 2
+    assert torch.equal(ours.W_dec[1], theirs.W_dec[1])
 
 
 @pytest.mark.parametrize("source", ["hf://org/repo", "org/repo@v1", "hf://org/repo/layer_0/params.npz"])
-def test_offline_and_not_in_the_cache_is_said_in_one_line(tmp_path, source):
-    result = run(CONVERT.format(source=source, target=str(tmp_path / "converted")), tmp_path / "hub")
-    assert result.returncode == 2
-    [line] = result.stderr.splitlines()
-    assert re.search(r"trace: org/repo is not in the Hub's cache and cannot be downloaded.*Go online once, or", line)
-    assert not (tmp_path / "converted").exists()
+def test_offline_and_not_in_the_cache_says_what_to_do(hub_cache, source):
+    with pytest.raises(TranscoderError, match=r"org/repo is not in the Hub's cache .* Go online once, or give a local"):
+        load(source)
 
 
-def test_an_impossible_repository_name_is_said_in_one_line(tmp_path):
-    result = run(CONVERT.format(source="hf://org/re--po", target=str(tmp_path / "converted")), tmp_path / "hub")
-    assert result.returncode == 2
-    [line] = result.stderr.splitlines()
-    assert "trace: org/re--po cannot be downloaded" in line
+def test_an_impossible_repository_name_is_refused(hub_cache):
+    with pytest.raises(TranscoderError, match="org/re--po cannot be downloaded"):
+        load("hf://org/re--po")
 
 
-def test_the_commit_is_the_revision_of_a_hub_folder(tmp_path):
-    cache(tmp_path, "org/repo", TRANSCODER)
-    snapshot = tmp_path / "models--org--repo" / "snapshots" / COMMIT
-    assert revision(snapshot) == COMMIT
-    assert commit(snapshot / "layer_0" / "params.npz") == COMMIT
+def test_a_model_that_is_neither_here_nor_in_the_cache_is_refused_in_one_line(hub_cache):
+    with pytest.raises(TraceError, match=r"the model org/model@v1 cannot be loaded \(.*give a local directory or a Hub"):
+        ReplacementModel.load("org/model@v1", TRANSCODER)
+
+
+def test_local_folders_have_the_hash_of_their_weights_as_revision():
     assert commit(TRANSCODER) is None
     assert re.fullmatch(r"[0-9a-f]{10}", revision(TRANSCODER))
