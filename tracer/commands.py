@@ -43,13 +43,16 @@ def trace_and_save(
         lab.check_words(prompt)
     with _progress() as step:
         step("loading the model", 0, 0)
+        import huggingface_hub
         import torch
         import transformers
 
         from tracer.pipeline import trace
         from tracer.replacement import ReplacementModel
 
-        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()  # of reading weights, and of downloads
+        if not huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS:
+            huggingface_hub.utils.enable_progress_bars()
     place = _device(torch, device)
     features = None
     if model is None or transcoder is None:

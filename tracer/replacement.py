@@ -18,6 +18,7 @@ from transcoders import CrossLayerTranscoder, load_on_demand
 from transcoders.activations import as_read, read_site, reads_before_gain, recording, write_site
 from transcoders.checkpoint import revision
 from transcoders.families import Anatomy, Layer, dissect
+from transcoders.hub import locate
 
 WORD = re.compile(r"\w+|[^\w\s]+")
 
@@ -118,7 +119,7 @@ class ReplacementModel:
         dtype: torch.dtype = torch.float32,
         name: str | None = None,
     ) -> "ReplacementModel":
-        """Load a model directory or Hub id (name[@revision]) and a transcoder in any layout, and check that they fit."""
+        """Load a model (directory or name[@revision]) and a transcoder in any layout, and check that they fit."""
         if Path(model).exists() and not (Path(model) / "config.json").is_file():
             raise TraceError(f"{model} is not a Hugging Face model directory: it has no config.json.")
         try:
@@ -132,10 +133,11 @@ class ReplacementModel:
             raise TraceError(
                 f"the model {model} cannot be loaded ({first}); give a local directory or a Hub id."
             ) from error
-        loaded = load_on_demand(transcoder, device=device, dtype=dtype)
+        folder = locate(transcoder)
+        loaded = load_on_demand(folder, device=device, dtype=dtype)
         origin = Origin(
             name or str(model), _model_revision(network, Path(model)),
-            f"{name}-clt" if name else str(transcoder), revision(transcoder),
+            f"{name}-clt" if name else str(transcoder), revision(folder),
         )  # fmt: skip
         return cls.of(network.to(device).eval(), tokenizer, loaded, origin)
 

@@ -41,7 +41,7 @@ KINDS = [{"cross_layer": True, "skip": False}, {"cross_layer": False, "skip": Tr
 
 @pytest.fixture(
     params=[(name, hooks, kind) for name in CONFIGS for hooks, kind in zip(HOOKS, KINDS, strict=True)]
-    + [(name, hooks, kind) for name in ("gemma2", "gpt_neox, parallel") for hooks, kind in zip(HOOKS, KINDS[::-1])]
+    + [(name, hooks, kind) for name in ("gemma2", "gpt_neox, parallel") for hooks, kind in zip(HOOKS, KINDS[::-1], strict=True)]
     + [(name, BEFORE_GAIN, kind) for name, kind in zip(WITH_NORM, KINDS * 4, strict=True)],
     ids=lambda p: f"{p[0]}, {p[1][0]}, {'skip' if p[2]['skip'] else 'plain'}",
 )
@@ -100,7 +100,7 @@ def test_of_a_layer_norm_the_whole_output_is_read():
 
 
 def test_a_model_without_a_norm_before_its_mlps_has_no_output_of_it():
-    with pytest.raises(TranscoderError, match=r"reads ln2\.hook_normalized, but this model has no norm before its MLPs"):
+    with pytest.raises(TranscoderError, match=r"reads ln2\.hook_normalized, but this model has no norm before"):
         ReplacementModel.of(tiny_model("olmo2"), tiny_tokenizer(), random_transcoder(*BEFORE_GAIN))
 
 
