@@ -117,9 +117,7 @@ def replaced_mlps(model: PreTrainedModel, transcoder: CrossLayerTranscoder) -> I
 
         return replacement
 
-    handles = [
-        read_site(layer, config.reads).register_forward_pre_hook(remember(i)) for i, layer in enumerate(layers)
-    ]
+    handles = [read_site(layer, config.reads).register_forward_pre_hook(remember(i)) for i, layer in enumerate(layers)]
     handles += [write_site(layer, config.writes).register_forward_hook(replace(i)) for i, layer in enumerate(layers)]
     try:
         yield

@@ -13,9 +13,7 @@ from transcoders.activations import read_site, write_site
 from transcoders.families import dissect
 
 
-def jacobian(
-    replacement: ReplacementModel, local: LocalReplacementModel, direction: Tensor
-) -> tuple[Tensor, Tensor]:
+def jacobian(replacement: ReplacementModel, local: LocalReplacementModel, direction: Tensor) -> tuple[Tensor, Tensor]:
     """Pre-activations of all active features, then `direction` at the final norm's output, and their derivatives.
 
     Sources are scaled by a strength of 1: columns are active features | errors (layer-major) | tokens.
@@ -41,8 +39,7 @@ def jacobian(
 @contextmanager
 def _frozen(replacement: ReplacementModel, local: LocalReplacementModel, strength: Tensor) -> Iterator[dict[str, Any]]:
     """The real model with norm denominators and attention patterns detached and MLP outputs made of scaled sources."""
-    model, anatomy, transcoder = replacement.model, dissect(replacement.model), replacement.transcoder
-    features, n_active = local.features, len(local.features.layer)
+    model, anatomy, n_active = replacement.model, dissect(replacement.model), len(local.features.layer)
     seen: dict[str, Any] = {}
     handles = []
     for module in model.modules():
@@ -50,6 +47,32 @@ def _frozen(replacement: ReplacementModel, local: LocalReplacementModel, strengt
             handles.append(module.register_forward_hook(_detached_norm(anatomy.gain_offset)))
     tokens = strength[n_active + local.n_layers * local.n_positions :]
     handles.append(anatomy.embedding.register_forward_hook(lambda m, a, out: out * tokens[None, :, None]))
+    handles += _replaced_mlps(replacement, local, strength, seen)
+
+    def final(module: nn.Module, arguments: tuple, output: Tensor) -> None:
+        seen["final"] = output[0]
+
+    handles.append(anatomy.final_norm.register_forward_hook(final))
+    AttentionInterface.register("detached", _detached_attention)
+    patterns = model(torch.tensor([local.prompt.token_ids]), output_attentions=True, use_cache=False).attentions
+    for parts, pattern in zip(anatomy.layers, patterns, strict=True):
+        parts.attention.frozen_pattern = pattern.detach()
+    model.set_attn_implementation("detached")
+    try:
+        yield seen
+    finally:
+        model.set_attn_implementation("eager")
+        for handle in handles:
+            handle.remove()
+
+
+def _replaced_mlps(
+    replacement: ReplacementModel, local: LocalReplacementModel, strength: Tensor, seen: dict[str, Any]
+) -> list[Any]:
+    """Hooks that make every MLP output of scaled sources, and note what the transcoder reads."""
+    anatomy, transcoder = dissect(replacement.model), replacement.transcoder
+    features, n_active = local.features, len(local.features.layer)
+    handles = []
     for layer, parts in enumerate(anatomy.layers):
 
         def read(module: nn.Module, arguments: tuple, layer: int = layer) -> None:
@@ -74,22 +97,7 @@ def _frozen(replacement: ReplacementModel, local: LocalReplacementModel, strengt
 
         handles.append(read_site(parts, transcoder.config.reads).register_forward_pre_hook(read))
         handles.append(write_site(parts, transcoder.config.writes).register_forward_hook(write))
-
-    def final(module: nn.Module, arguments: tuple, output: Tensor) -> None:
-        seen["final"] = output[0]
-
-    handles.append(anatomy.final_norm.register_forward_hook(final))
-    AttentionInterface.register("detached", _detached_attention)
-    patterns = model(torch.tensor([local.prompt.token_ids]), output_attentions=True, use_cache=False).attentions
-    for parts, pattern in zip(anatomy.layers, patterns, strict=True):
-        parts.attention.frozen_pattern = pattern.detach()
-    model.set_attn_implementation("detached")
-    try:
-        yield seen
-    finally:
-        model.set_attn_implementation("eager")
-        for handle in handles:
-            handle.remove()
+    return handles
 
 
 def _detached_norm(gain_offset: float):

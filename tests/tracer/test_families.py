@@ -19,9 +19,7 @@ HOOKS = [("hook_resid_mid", "hook_mlp_out"), ("mlp.hook_in", "mlp.hook_out")]
 N_LAYERS, D_MODEL, N_FEATURES = 3, 16, 20
 
 
-def random_transcoder(
-    reads: str, writes: str, *, cross_layer: bool = True, skip: bool = False
-) -> CrossLayerTranscoder:
+def random_transcoder(reads: str, writes: str, *, cross_layer: bool = True, skip: bool = False) -> CrossLayerTranscoder:
     generator = torch.Generator().manual_seed(1)
     config = TranscoderConfig(
         N_LAYERS, D_MODEL, N_FEATURES, "jumprelu", reads=reads, writes=writes, cross_layer=cross_layer, skip=skip
@@ -41,7 +39,11 @@ KINDS = [{"cross_layer": True, "skip": False}, {"cross_layer": False, "skip": Tr
 
 @pytest.fixture(
     params=[(name, hooks, kind) for name in CONFIGS for hooks, kind in zip(HOOKS, KINDS, strict=True)]
-    + [(name, hooks, kind) for name in ("gemma2", "gpt_neox, parallel") for hooks, kind in zip(HOOKS, KINDS[::-1], strict=True)]
+    + [
+        (name, hooks, kind)
+        for name in ("gemma2", "gpt_neox, parallel")
+        for hooks, kind in zip(HOOKS, KINDS[::-1], strict=True)
+    ]
     + [(name, BEFORE_GAIN, kind) for name, kind in zip(WITH_NORM, KINDS * 4, strict=True)],
     ids=lambda p: f"{p[0]}, {p[1][0]}, {'skip' if p[2]['skip'] else 'plain'}",
 )
