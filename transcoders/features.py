@@ -66,7 +66,7 @@ def promoted_tokens(
     """
     anatomy = dissect(model)
     rows = transcoder.decoder_rows(layer, torch.arange(transcoder.config.n_features))
-    direction = rows.sum(1) * anatomy.final_norm.weight
+    direction = rows.sum(1) * anatomy.final_norm.get_parameter("weight")
     effect = direction @ anatomy.unembedding.weight.T
     effect = effect - effect.mean(1, keepdim=True)
     top, bottom = effect.topk(N_PROMOTED), effect.topk(N_PROMOTED, largest=False)
