@@ -60,8 +60,8 @@ def cli() -> None:
 
 @cli.command("prompt")
 @click.argument("text", metavar="PROMPT")
-@click.option("--model", help="Hugging Face model directory or Hub id.  [default: the bundled lab model]")
-@click.option("--transcoder", type=click.Path(path_type=Path), help="Transcoder folder for that model.")
+@click.option("--model", help="Hugging Face model directory or NAME[@REVISION].  [default: the bundled lab model]")
+@click.option("--transcoder", help="Transcoder for that model: a folder in any known layout, or a Hub id.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option(
     "--store",
@@ -89,7 +89,7 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--open", "open_viewer", is_flag=True, help="Show the graph in the viewer afterwards.")
 def trace_prompt(
-    text: str, model: str | None, transcoder: Path | None, device: str, store: Path, no_prune: bool,
+    text: str, model: str | None, transcoder: str | None, device: str, store: Path, no_prune: bool,
     as_json: bool, open_viewer: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Trace PROMPT, print the circuit behind the answer, and save the graph.
@@ -246,6 +246,32 @@ def remove(graph_ids: tuple[str, ...], store: Path) -> None:
     for graph_id in dict.fromkeys(chosen):
         folder.delete(graph_id)
         click.echo(f"deleted {graph_id}", err=True)
+
+
+@cli.command("convert")
+@click.argument("source")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the matrices.  [default: as in SOURCE]"
+)
+@click.option("--reads", metavar="HOOK", help="What it reads, where SOURCE does not say or is wrong.")
+@click.option("--writes", metavar="HOOK", help="What it writes, where SOURCE does not say or is wrong.")
+@click.option("--model-name", metavar="NAME", help="The model it belongs to, where SOURCE does not say.")
+def convert(source: str, folder: Path, dtype: str | None, **overrides: str | None) -> None:
+    """Write the transcoder SOURCE, in any known layout, into FOLDER in circuit-tracer's.
+
+    SOURCE is a folder, a pattern that matches one folder per layer, or hf://ORG/REPO[/PATH][@REVISION]. Layouts:
+    circuit-tracer, Gemma Scope, CLT-Forge, Language-Model-SAEs, crosslayer-transcoder, sparsify; see docs/formats.md.
+
+    \b
+    Examples:
+      trace convert my-clt-forge-run my-transcoder
+      trace convert "hf://google/gemma-scope-2-1b-pt/transcoder_all/layer_*_width_16k_l0_small" gemma-3-1b
+    """
+    from tracer import commands
+
+    given = {name: value for name, value in overrides.items() if value is not None}
+    click.echo(commands.convert_transcoder(source, folder, dtype, given))
 
 
 def main() -> None:

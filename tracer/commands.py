@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ class Printed:
 
 
 def trace_and_save(
-    prompt: str, store: GraphStore, config: TraceConfig, model: str | None, transcoder: Path | None, device: str,
+    prompt: str, store: GraphStore, config: TraceConfig, model: str | None, transcoder: str | None, device: str,
     *, as_json: bool,
 ) -> Printed:  # fmt: skip
     """Trace a prompt with the named model, or the bundled one, and save the graph and what its features are about."""
@@ -44,22 +43,25 @@ def trace_and_save(
         lab.check_words(prompt)
     with _progress() as step:
         step("loading the model", 0, 0)
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        import huggingface_hub
         import torch
         import transformers
 
         from tracer.pipeline import trace
         from tracer.replacement import ReplacementModel
 
-        transformers.utils.logging.disable_progress_bar()
-        place = _device(torch, device)
-        features = None
-        if model is None or transcoder is None:
-            model, transcoder, name = str(lab.folder() / "model"), lab.folder() / "transcoder", lab.NAME
-            features = lab.features()
-        else:
-            name = None
-        replacement = ReplacementModel.load(model, transcoder, device=place, name=name)
+        transformers.utils.logging.disable_progress_bar()  # of reading weights, and of downloads
+        if not huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS:
+            huggingface_hub.utils.enable_progress_bars()
+    place = _device(torch, device)
+    features = None
+    if model is None or transcoder is None:
+        model, transcoder, name = str(lab.folder() / "model"), str(lab.folder() / "transcoder"), lab.NAME
+        features = lab.features()
+    else:
+        name = None
+    replacement = ReplacementModel.load(model, transcoder, device=place, name=name)  # downloads have their own bars
+    with _progress() as step:
         done = trace(
             prompt, replacement, config, labels=lab.labels(features) if features else None,
             on_progress=lambda n, total: step("attributing features", n, total),
@@ -73,6 +75,33 @@ def trace_and_save(
     record["counts"] = counts | {"pruned_nodes": done.graph.n_nodes, "pruned_edges": done.graph.n_edges}
     text = json.dumps(record, ensure_ascii=False, indent=2) if as_json else _text(record, done.graph)
     return Printed(text, graph_id)
+
+
+def convert_transcoder(source: str, folder: Path, dtype: str | None, overrides: dict[str, str]) -> str:
+    """Convert a transcoder, and say what was found, what was changed and where it was written."""
+    import torch
+
+    from transcoders import convert, open_stored
+
+    stored = open_stored(source, **overrides)
+    with _progress() as step:
+        convert(
+            stored, folder, dtype=getattr(torch, dtype) if dtype else None,
+            on_layer=lambda done, total: step("converting layers", done, total),
+        )  # fmt: skip
+    config = stored.config
+    kind = "cross-layer" if config.cross_layer else "per-layer"
+    skip = ", skip connections" if config.skip else ""
+    written = dtype or str(stored.dtype).removeprefix("torch.")
+    return "\n".join(
+        [
+            f"Found    {stored.layout}: a {kind} transcoder{skip}, {config.activation}, {config.n_layers} layers of "
+            f"{config.n_features} features, width {config.d_model}",
+            f"Hooks    {config.reads} → {config.writes}",
+            f"Folded   {'; '.join(stored.folded) or 'nothing'}",
+            f"Wrote    {folder} ({written})",
+        ]
+    )
 
 
 def show_graph(store: GraphStore, graph_id: str, *, as_json: bool) -> str:

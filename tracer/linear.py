@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from transcoders.families import Projections
+from transcoders.families import Projections, epsilon
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,10 @@ def freeze_norm(
     if module is None:
         return FrozenNorm(torch.ones_like(wide[0]), torch.ones_like(wide[:, 0]), torch.zeros_like(wide[0]), False)
     centres = isinstance(module, nn.LayerNorm)
-    epsilon = float(getattr(module, "variance_epsilon", None) or module.eps)
     gain = module.weight.detach().to(dtype) + gain_offset
     bias = module.bias.detach().to(dtype) if centres and module.bias is not None else torch.zeros_like(gain)
     variance = wide.var(-1, correction=0) if centres else wide.pow(2).mean(-1)
-    return FrozenNorm(gain, (variance + epsilon).rsqrt(), bias, centres)
+    return FrozenNorm(gain, (variance + epsilon(module)).rsqrt(), bias, centres)
 
 
 def freeze_attention(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from tracer.errors import TraceError
 from tracer.linear import FrozenAttention, FrozenNorm, freeze_attention, freeze_norm
-from transcoders import CrossLayerTranscoder, load
-from transcoders.activations import read_site, recording, write_site
+from transcoders import CrossLayerTranscoder, load_on_demand
+from transcoders.activations import as_read, read_site, reads_before_gain, recording, write_site
 from transcoders.checkpoint import revision
 from transcoders.families import Anatomy, Layer, dissect
+from transcoders.hub import locate
 
 WORD = re.compile(r"\w+|[^\w\s]+")
 
@@ -78,6 +79,8 @@ class LocalReplacementModel:
     position_embedding: Float[Tensor, "position d_model"]
     """Learned position vectors: no nodes."""
     features: ActiveFeatures
+    decoders: tuple[Float[Tensor, "_ _ d_model"], ...]
+    """Per layer the decoder rows (active, reach, d_model) of its active features, in their order."""
     error: Float[Tensor, "layer position d_model"]
     """MLP output less its reconstruction; zero at position 0."""
     constant: Float[Tensor, "layer position d_model"]
@@ -116,21 +119,25 @@ class ReplacementModel:
         dtype: torch.dtype = torch.float32,
         name: str | None = None,
     ) -> "ReplacementModel":
-        """Load a model directory (or Hub id) and a transcoder folder, and check that they fit."""
+        """Load a model (directory or name[@revision]) and a transcoder in any layout, and check that they fit."""
         if Path(model).exists() and not (Path(model) / "config.json").is_file():
             raise TraceError(f"{model} is not a Hugging Face model directory: it has no config.json.")
         try:
-            network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="eager")
-            tokenizer = AutoTokenizer.from_pretrained(model)
+            place, pinned = _pinned(model)
+            network: Any = AutoModelForCausalLM.from_pretrained(
+                place, revision=pinned, dtype=dtype, attn_implementation="eager"
+            )
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=pinned)
         except OSError as error:
             first = str(error).splitlines()[0]
             raise TraceError(
                 f"the model {model} cannot be loaded ({first}); give a local directory or a Hub id."
             ) from error
-        loaded = load(transcoder, device=device, dtype=dtype)
+        folder = locate(transcoder)
+        loaded = load_on_demand(folder, device=device, dtype=dtype)
         origin = Origin(
             name or str(model), _model_revision(network, Path(model)),
-            f"{name}-clt" if name else str(transcoder), revision(transcoder),
+            f"{name}-clt" if name else str(transcoder), revision(folder),
         )  # fmt: skip
         return cls.of(network.to(device).eval(), tokenizer, loaded, origin)
 
@@ -152,6 +159,8 @@ class ReplacementModel:
                 raise TraceError(
                     f"the transcoder has {what} {ours}, the model {theirs}; it was trained on another model."
                 )
+        for layer in anatomy.layers:
+            read_site(layer, config.reads)  # or it says why the hook cannot be read
         if model.config._attn_implementation != "eager":
             raise TraceError('the model hides its attention patterns; load it with attn_implementation="eager".')
         return cls(model, tokenizer, transcoder, anatomy, origin)
@@ -208,20 +217,27 @@ def _localize(replacement: ReplacementModel, prompt: Prompt) -> LocalReplacement
                 layer.projections, norm(layer.attention_post_norm, f"attention post norm {i}"),
             )
         )  # fmt: skip
-        reads_residual = read_site(layer, config.reads) is not layer.mlp
-        reading.append(norm(None if reads_residual else layer.mlp_norm, f"mlp norm {i}"))
+        gainless = reads_before_gain(layer, config.reads)
+        reads_residual = read_site(layer, config.reads) is not layer.mlp and not gainless
+        read = norm(None if reads_residual else layer.mlp_norm, f"mlp norm {i}")
+        reading.append(replace(read, gain=torch.ones_like(read.gain)) if gainless else read)
         writes_residual = write_site(layer, config.writes) is not layer.mlp
         writing.append(norm(None if writes_residual else layer.mlp_post_norm, f"mlp post norm {i}"))
-    inputs = torch.stack([seen[f"read {i}"][0][0] for i in range(n_layers)]).to(dtype)
+    inputs = torch.stack(
+        [as_read(layer, config.reads, seen[f"read {i}"][0][0].to(dtype)) for i, layer in enumerate(anatomy.layers)]
+    )
     outputs = torch.stack([seen[f"write {i}"][1][0] for i in range(n_layers)]).to(dtype)
     pre_activation = transcoder.pre_activations(inputs)
     activation = transcoder.activate(pre_activation)
     activation[:, 0] = 0
-    layer, position, feature = activation.nonzero(as_tuple=True)
+    features = _active(activation, pre_activation)
+    decoders = tuple(transcoder.decoder_rows(i, features.feature[features.layer == i]) for i in range(n_layers))
     constant = transcoder.b_dec[:, None].expand_as(outputs).clone()
     outputs = outputs - transcoder.skip(inputs)  # a skip connection is no node: effects flow through it
     constant[:, 0] = outputs[:, 0]
-    error = outputs - transcoder.decode(activation)
+    error = outputs - constant
+    for i in range(n_layers):
+        _add_writes(error[i], config.sources(i), i, features, decoders, -1.0)
     error[:, 0] = 0
     unembedding = anatomy.unembedding
     bias = unembedding.bias if unembedding.bias is not None else torch.zeros(len(unembedding.weight))
@@ -232,11 +248,26 @@ def _localize(replacement: ReplacementModel, prompt: Prompt) -> LocalReplacement
         norm(anatomy.final_norm, "final"),
         unembedding.weight.detach().to(dtype), bias.detach().to(unembedding.weight.device, dtype), anatomy.softcap,
         embedding, torch.zeros_like(embedding) if positions is None else positions,
-        ActiveFeatures(
-            layer, position, feature, activation[layer, position, feature], pre_activation[layer, position, feature]
-        ),
-        error, constant, result.logits[0].to(dtype), unembedding(seen["final"][1][0]).to(dtype),
+        features, decoders, error, constant, result.logits[0].to(dtype), unembedding(seen["final"][1][0]).to(dtype),
     )  # fmt: skip
+
+
+def _active(activation: Tensor, pre_activation: Tensor) -> ActiveFeatures:
+    layer, position, feature = activation.nonzero(as_tuple=True)
+    return ActiveFeatures(
+        layer, position, feature, activation[layer, position, feature], pre_activation[layer, position, feature]
+    )
+
+
+def _add_writes(
+    written: Float[Tensor, "position d_model"], sources: range, to: int, features: ActiveFeatures,
+    decoders: tuple[Tensor, ...], sign: float = 1.0,
+) -> None:  # fmt: skip
+    """Add to `written` what the active features write to the MLP output of layer `to`."""
+    for source in sources:
+        here = features.layer == source
+        rows = decoders[source][:, to - source].to(written.dtype)
+        written.index_add_(0, features.position[here], features.activation[here, None] * rows, alpha=sign)
 
 
 def _recorded(i: int, layer: Layer) -> dict[str, nn.Module]:
@@ -255,10 +286,7 @@ def linear_logits(local: LocalReplacementModel) -> Float[Tensor, "position vocab
     x = local.embedding + local.position_embedding
     for layer in range(local.n_layers):
         written = local.error[layer] + local.constant[layer]
-        for source in transcoder.config.sources(layer):
-            rows = (features.layer == source).nonzero()[:, 0]
-            decoder = transcoder.W_dec[source][features.feature[rows], layer - source].to(x.dtype)
-            written.index_add_(0, features.position[rows], features.activation[rows, None] * decoder)
+        _add_writes(written, transcoder.config.sources(layer), layer, features, local.decoders)
         writing = local.writing[layer]
         moved = local.attention[layer].apply(x) + local.attention[layer].constant
         if transcoder.W_skip is not None:
@@ -268,6 +296,14 @@ def linear_logits(local: LocalReplacementModel) -> Float[Tensor, "position vocab
         x = x + moved + writing.apply(written) + writing.bias
     logits = (local.final_norm.apply(x) + local.final_norm.bias) @ local.unembedding.T + local.unembedding_bias
     return logits if local.softcap is None else local.softcap * (logits / local.softcap).tanh()
+
+
+def _pinned(model: str | Path) -> tuple[str, str]:
+    """A model and its revision, from name[@revision]."""
+    if Path(model).exists():
+        return str(model), "main"
+    name, _, revision = str(model).partition("@")
+    return name, revision or "main"
 
 
 def _words(text: str, offsets: list[tuple[int, int]]) -> tuple[str, ...]:

@@ -119,6 +119,8 @@ class _Sources:
         self.start: list[list[int]] = [torch.searchsorted(key, firsts + s.start).tolist() for s in sources]
         self.end: list[list[int]] = [torch.searchsorted(key, firsts + s.stop).tolist() for s in sources]
         """[layer][position]: the block of features of that position that may write to that layer."""
+        self.first = torch.searchsorted(features.layer, torch.arange(n_layers, device=key.device)).tolist()
+        """[layer]: the number of its first active feature."""
         self.writes = [self._writes(local, to) for to in range(n_layers)]
 
     def _writes(self, local: LocalReplacementModel, to: int) -> list[Tensor]:
@@ -130,8 +132,8 @@ class _Sources:
             numbers = self.order[start:end]
             for source in local.transcoder.config.sources(to):
                 rows = (features.layer[numbers] == source).nonzero()[:, 0]
-                chosen = features.feature[numbers[rows]]
-                block[rows] = local.transcoder.W_dec[source][chosen, to - source].to(block.dtype)
+                chosen = numbers[rows] - self.first[source]
+                block[rows] = local.decoders[source][chosen, to - source].to(block.dtype)
             blocks.append(block * features.activation[numbers, None])
         return blocks
 

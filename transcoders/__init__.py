@@ -1,6 +1,6 @@
 """Train, evaluate, load and save cross-layer transcoders."""
 
-from transcoders.checkpoint import load, save
+from transcoders.checkpoint import convert, load, load_on_demand, open_stored, save
 from transcoders.config import TrainConfig, TranscoderConfig
 from transcoders.errors import TranscoderError
 from transcoders.evaluate import Report, evaluate
@@ -9,5 +9,5 @@ from transcoders.train import train
 
 __all__ = [
     "CrossLayerTranscoder", "Report", "TrainConfig", "TranscoderConfig", "TranscoderError",
-    "evaluate", "load", "save", "train",
+    "convert", "evaluate", "load", "load_on_demand", "open_stored", "save", "train",
 ]  # fmt: skip

@@ -8,11 +8,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from transcoders.families import Layer, dissect
+from transcoders.errors import TranscoderError
+from transcoders.families import Layer, dissect, epsilon
 from transcoders.model import CrossLayerTranscoder
 
 RESIDUAL = "hook_resid_mid"
-"""The residual stream before the MLP's norm; every other hook to read is the MLP's own input."""
+"""The residual stream before the MLP's norm."""
+BEFORE_GAIN = "ln2.hook_normalized"
+"""The output of an RMSNorm but for its gain; of a LayerNorm all of it. Otherwise the MLP's own input is read."""
 BEFORE_POST_NORM = "mlp.hook_out"
 """The MLP's own output; the other hook to write, hook_mlp_out, is what is added to the residual stream."""
 
@@ -50,14 +53,32 @@ def mlp_activations(
     sites |= {f"write {i}": write_site(layer, writes) for i, layer in enumerate(layers)}
     with recording(sites) as seen:
         model.base_model(tokens)
-    inputs = torch.stack([seen[f"read {i}"][0][keep] for i in range(len(layers))])
+    inputs = torch.stack([as_read(layer, reads, seen[f"read {i}"][0][keep]) for i, layer in enumerate(layers)])
     outputs = torch.stack([seen[f"write {i}"][1][keep] for i in range(len(layers))])
     return inputs, outputs
 
 
 def read_site(layer: Layer, reads: str) -> nn.Module:
-    """The module whose input a transcoder reads at the hook `reads`."""
-    return layer.mlp if reads != RESIDUAL or layer.mlp_norm is None else layer.mlp_norm
+    """The module at whose input a transcoder reads, or computes what it reads (see `as_read`)."""
+    if reads == BEFORE_GAIN and layer.mlp_norm is None:
+        raise TranscoderError(
+            f"the transcoder reads {BEFORE_GAIN}, but this model has no norm before its MLPs; it is of another model."
+        )
+    before_norm = reads == RESIDUAL or reads_before_gain(layer, reads)
+    return layer.mlp_norm if before_norm and layer.mlp_norm is not None else layer.mlp
+
+
+def reads_before_gain(layer: Layer, reads: str) -> bool:
+    """Whether a transcoder reads a norm without its gain: no module gives that."""
+    return reads == BEFORE_GAIN and not isinstance(layer.mlp_norm, nn.LayerNorm)
+
+
+def as_read(layer: Layer, reads: str, x: Float[Tensor, "*position d_model"]) -> Float[Tensor, "*position d_model"]:
+    """What a transcoder reads at the hook `reads`, from the input of the read site."""
+    if not reads_before_gain(layer, reads):
+        return x
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # as the norms of all families do
+    return (wide * (wide.pow(2).mean(-1, keepdim=True) + epsilon(layer.mlp_norm)).rsqrt()).to(x.dtype)
 
 
 def write_site(layer: Layer, writes: str) -> nn.Module:
@@ -74,31 +95,29 @@ def replaced_mlps(model: PreTrainedModel, transcoder: CrossLayerTranscoder) -> I
     layers = dissect(model).layers
     config = transcoder.config
     inputs: dict[int, Tensor] = {}
-    activations: dict[int, Tensor] = {}
+    writes: dict[int, tuple[Tensor, ...]] = {}
 
     def remember(layer: int):
         def record(module: nn.Module, arguments: tuple) -> None:
-            inputs[layer] = arguments[0]
+            inputs[layer] = as_read(layers[layer], config.reads, arguments[0])
 
         return record
 
     def replace(layer: int):
         def replacement(module: nn.Module, arguments: tuple, output: Tensor | tuple) -> Tensor | tuple:
             original = output[0] if isinstance(output, tuple) else output
-            activations[layer] = transcoder.encode_layer(layer, inputs[layer])
+            writes[layer] = transcoder.writes(layer, transcoder.encode_layer(layer, inputs[layer]))
             total = transcoder.b_dec[layer].expand_as(original).clone()
             if transcoder.W_skip is not None:
                 total = total + inputs[layer] @ transcoder.W_skip[layer]
             for source in config.sources(layer):
-                total = total + activations[source] @ transcoder.W_dec[source][:, layer - source]
+                total = total + writes[source][layer - source]
             total = torch.cat([original[:, :1], total[:, 1:]], dim=1)
             return (total, *output[1:]) if isinstance(output, tuple) else total
 
         return replacement
 
-    handles = [
-        read_site(layer, config.reads).register_forward_pre_hook(remember(i)) for i, layer in enumerate(layers)
-    ]
+    handles = [read_site(layer, config.reads).register_forward_pre_hook(remember(i)) for i, layer in enumerate(layers)]
     handles += [write_site(layer, config.writes).register_forward_hook(replace(i)) for i, layer in enumerate(layers)]
     try:
         yield

@@ -2,8 +2,13 @@
 
 from dataclasses import dataclass
 
-READS = ("hook_resid_mid", "mlp.hook_in")
-"""Before the MLP's norm, and after it (gain included): circuit-tracer's names."""
+from transcoders.errors import TranscoderError
+
+READS = ("hook_resid_mid", "mlp.hook_in", "ln2.hook_normalized")
+"""Before the MLP's norm; after it; after an RMSNorm but before its gain: circuit-tracer's names.
+
+Of a LayerNorm the last is the whole output, gain and bias included, as it is where these transcoders were trained.
+"""
 WRITES = ("hook_mlp_out", "mlp.hook_out")
 """What the MLP adds to the residual stream; both names mean the same where there is no norm after the MLP."""
 ACTIVATIONS = ("relu", "jumprelu", "topk")
@@ -43,9 +48,9 @@ class TranscoderConfig:
             ("activation", self.activation, ACTIVATIONS), ("reads", self.reads, READS), ("writes", self.writes, WRITES)
         ):  # fmt: skip
             if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")
+                raise TranscoderError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")
         if (self.activation == "topk") != (self.k > 0):
-            raise ValueError(
+            raise TranscoderError(
                 f"k is {self.k} with activation {self.activation!r}; k > 0 belongs to topk, and only to it."
             )
 

@@ -54,9 +54,7 @@ def fused_columns(attention: Any, n_heads: int, n_kv_heads: int) -> Projections:
     )  # fmt: skip
 
 
-def _projections(
-    weight: Tensor, bias: Tensor | None, output: nn.Linear, n_heads: int, n_kv_heads: int
-) -> Projections:
+def _projections(weight: Tensor, bias: Tensor | None, output: nn.Linear, n_heads: int, n_kv_heads: int) -> Projections:
     W_V = weight.unflatten(0, (n_kv_heads, -1))
     b_V = weight.new_zeros(W_V.shape[:2]) if bias is None else bias.unflatten(0, (n_kv_heads, -1))
     b_O = weight.new_zeros(output.out_features) if output.bias is None else output.bias
@@ -187,6 +185,11 @@ def dissect(model: PreTrainedModel) -> Anatomy:
         gain_offset=family.gain_offset,
         softcap=getattr(config, "final_logit_softcapping", None),
     )
+
+
+def epsilon(norm: Any) -> float:
+    """What a norm adds to the mean square before it takes the root."""
+    return float(getattr(norm, "variance_epsilon", None) or norm.eps)
 
 
 def _part(module: nn.Module, path: str) -> nn.Module | None:

@@ -65,7 +65,8 @@ def promoted_tokens(
     Values are logits per unit of activation at norm scale 1, less the mean over the vocabulary.
     """
     anatomy = dissect(model)
-    direction = transcoder.W_dec[layer].sum(1) * anatomy.final_norm.weight
+    rows = transcoder.decoder_rows(layer, torch.arange(transcoder.config.n_features))
+    direction = rows.sum(1) * anatomy.final_norm.get_parameter("weight")
     effect = direction @ anatomy.unembedding.weight.T
     effect = effect - effect.mean(1, keepdim=True)
     top, bottom = effect.topk(N_PROMOTED), effect.topk(N_PROMOTED, largest=False)

@@ -1,11 +1,12 @@
 """The cross-layer transcoder: a feature reads one layer and writes to the MLP outputs of that and every later layer."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transcoders.activation import jump_relu, relu, top_k
 from transcoders.config import TranscoderConfig
+from transcoders.stored import Stored
 
 
 class CrossLayerTranscoder(nn.Module):
@@ -74,13 +75,22 @@ class CrossLayerTranscoder(nn.Module):
 
     def decode(self, activations: Float[Tensor, "layer position feature"]) -> Float[Tensor, "layer position d_model"]:
         """MLP outputs reconstructed from the activations of all layers, less what skip connections add."""
-        n_layers, d_model = self.config.n_layers, self.config.d_model
+        n_layers = self.config.n_layers
         outputs = [self.b_dec[layer] for layer in range(n_layers)]
-        for source, decoder in enumerate(self.W_dec):
-            writes = activations[source] @ decoder.flatten(1)
-            for k, write in enumerate(writes.split(d_model, dim=-1)):
+        for source in range(n_layers):
+            for k, write in enumerate(self.writes(source, activations[source])):
                 outputs[source + k] = outputs[source + k] + write
         return torch.stack(outputs)
+
+    def writes(
+        self, source: int, activations: Float[Tensor, "*position feature"]
+    ) -> tuple[Float[Tensor, "*position d_model"], ...]:
+        """What the features of one layer add to its own MLP output and to those above, layer by layer."""
+        return (activations @ self.W_dec[source].flatten(1)).split(self.config.d_model, dim=-1)
+
+    def decoder_rows(self, source: int, features: Int[Tensor, " row"]) -> Float[Tensor, "row reach d_model"]:
+        """Decoder vectors of some features of a layer: one for each layer they write to."""
+        return self.W_dec[source][features]
 
     def skip(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position d_model"]:
         """What skip connections add: a linear map of each layer's input, or nothing."""
@@ -89,3 +99,31 @@ class CrossLayerTranscoder(nn.Module):
     def forward(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position d_model"]:
         """MLP outputs reconstructed from MLP inputs."""
         return self.decode(self.encode(inputs)) + self.skip(inputs)
+
+
+class StoredTranscoder(CrossLayerTranscoder):
+    """A transcoder whose decoders stay in their files: only the rows of active features are ever read.
+
+    `W_dec` is empty; everything else is as in memory.
+    """
+
+    def __init__(self, stored: Stored) -> None:
+        with torch.device("meta"):  # decoders may be larger than the memory
+            super().__init__(stored.config)
+        self.W_dec = nn.ParameterList()
+        self.to_empty(device="cpu")
+        self.threshold.zero_()
+        self._stored = stored
+
+    def writes(
+        self, source: int, activations: Float[Tensor, "*position feature"]
+    ) -> tuple[Float[Tensor, "*position d_model"], ...]:
+        """What the features of one layer add to its own MLP output and to those above, layer by layer."""
+        [active] = activations.flatten(0, -2).any(0).nonzero(as_tuple=True)
+        rows = self.decoder_rows(source, active)
+        return (activations[..., active] @ rows.flatten(1)).split(self.config.d_model, dim=-1)
+
+    def decoder_rows(self, source: int, features: Int[Tensor, " row"]) -> Float[Tensor, "row reach d_model"]:
+        """Decoder vectors of some features of a layer, each read once and in the order of the file."""
+        wanted, place = features.unique(return_inverse=True)
+        return self._stored.decoder(source, wanted.cpu()).to(self.b_dec)[place]

@@ -13,9 +13,7 @@ from transcoders.activations import read_site, write_site
 from transcoders.families import dissect
 
 
-def jacobian(
-    replacement: ReplacementModel, local: LocalReplacementModel, direction: Tensor
-) -> tuple[Tensor, Tensor]:
+def jacobian(replacement: ReplacementModel, local: LocalReplacementModel, direction: Tensor) -> tuple[Tensor, Tensor]:
     """Pre-activations of all active features, then `direction` at the final norm's output, and their derivatives.
 
     Sources are scaled by a strength of 1: columns are active features | errors (layer-major) | tokens.
@@ -41,8 +39,7 @@ def jacobian(
 @contextmanager
 def _frozen(replacement: ReplacementModel, local: LocalReplacementModel, strength: Tensor) -> Iterator[dict[str, Any]]:
     """The real model with norm denominators and attention patterns detached and MLP outputs made of scaled sources."""
-    model, anatomy, transcoder = replacement.model, dissect(replacement.model), replacement.transcoder
-    features, n_active = local.features, len(local.features.layer)
+    model, anatomy, n_active = replacement.model, dissect(replacement.model), len(local.features.layer)
     seen: dict[str, Any] = {}
     handles = []
     for module in model.modules():
@@ -50,27 +47,7 @@ def _frozen(replacement: ReplacementModel, local: LocalReplacementModel, strengt
             handles.append(module.register_forward_hook(_detached_norm(anatomy.gain_offset)))
     tokens = strength[n_active + local.n_layers * local.n_positions :]
     handles.append(anatomy.embedding.register_forward_hook(lambda m, a, out: out * tokens[None, :, None]))
-    for layer, parts in enumerate(anatomy.layers):
-
-        def read(module: nn.Module, arguments: tuple, layer: int = layer) -> None:
-            seen[f"read {layer}"] = arguments[0][0]
-
-        def write(module: nn.Module, arguments: tuple, output: Any, layer: int = layer) -> Any:
-            first = n_active + layer * local.n_positions
-            total = local.constant[layer] + local.error[layer] * strength[first : first + local.n_positions, None]
-            if transcoder.W_skip is not None:
-                total = total + seen[f"read {layer}"] @ transcoder.W_skip[layer]
-            sources = transcoder.config.sources(layer)
-            for j, source in enumerate(features.layer.tolist()):
-                if source not in sources:
-                    continue
-                feature = features.feature[j]
-                vector = transcoder.W_dec[source][feature, layer - source] * features.activation[j]
-                total = total.index_put((features.position[j],), vector * strength[j], accumulate=True)
-            return (total[None], *output[1:]) if isinstance(output, tuple) else total[None]
-
-        handles.append(read_site(parts, transcoder.config.reads).register_forward_pre_hook(read))
-        handles.append(write_site(parts, transcoder.config.writes).register_forward_hook(write))
+    handles += _replaced_mlps(replacement, local, strength, seen)
 
     def final(module: nn.Module, arguments: tuple, output: Tensor) -> None:
         seen["final"] = output[0]
@@ -89,16 +66,53 @@ def _frozen(replacement: ReplacementModel, local: LocalReplacementModel, strengt
             handle.remove()
 
 
+def _replaced_mlps(
+    replacement: ReplacementModel, local: LocalReplacementModel, strength: Tensor, seen: dict[str, Any]
+) -> list[Any]:
+    """Hooks that make every MLP output of scaled sources, and note what the transcoder reads."""
+    anatomy, transcoder = dissect(replacement.model), replacement.transcoder
+    features, n_active = local.features, len(local.features.layer)
+    handles = []
+    for layer, parts in enumerate(anatomy.layers):
+
+        def read(module: nn.Module, arguments: tuple, layer: int = layer) -> None:
+            x = arguments[0][0]
+            if transcoder.config.reads == "ln2.hook_normalized" and module is not anatomy.layers[layer].mlp:
+                x = x * _detached_scale(module, x)
+            seen[f"read {layer}"] = x
+
+        def write(module: nn.Module, arguments: tuple, output: Any, layer: int = layer) -> Any:
+            first = n_active + layer * local.n_positions
+            total = local.constant[layer] + local.error[layer] * strength[first : first + local.n_positions, None]
+            if transcoder.W_skip is not None:
+                total = total + seen[f"read {layer}"] @ transcoder.W_skip[layer]
+            sources = transcoder.config.sources(layer)
+            for j, source in enumerate(features.layer.tolist()):
+                if source not in sources:
+                    continue
+                feature = features.feature[j]
+                vector = transcoder.W_dec[source][feature, layer - source] * features.activation[j]
+                total = total.index_put((features.position[j],), vector * strength[j], accumulate=True)
+            return (total[None], *output[1:]) if isinstance(output, tuple) else total[None]
+
+        handles.append(read_site(parts, transcoder.config.reads).register_forward_pre_hook(read))
+        handles.append(write_site(parts, transcoder.config.writes).register_forward_hook(write))
+    return handles
+
+
 def _detached_norm(gain_offset: float):
     def norm(module: Any, arguments: tuple, output: Tensor) -> Tensor:
         x = arguments[0]
         centred = x - x.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else x
-        epsilon = getattr(module, "variance_epsilon", None) or module.eps
-        scale = (centred.pow(2).mean(-1, keepdim=True) + epsilon).rsqrt().detach()
-        result = centred * scale * (module.weight + gain_offset)
+        result = centred * _detached_scale(module, centred) * (module.weight + gain_offset)
         return result + module.bias if isinstance(module, nn.LayerNorm) else result
 
     return norm
+
+
+def _detached_scale(module: Any, x: Tensor) -> Tensor:
+    epsilon = getattr(module, "variance_epsilon", None) or module.eps
+    return (x.pow(2).mean(-1, keepdim=True) + epsilon).rsqrt().detach()
 
 
 def _detached_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any):

@@ -1,5 +1,6 @@
 """Every model family: the laws hold, and edges are the derivatives that autograd finds in the real model."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import OPTConfig, OPTForCausalLM
@@ -11,15 +12,14 @@ from tracer.replacement import LocalReplacementModel, ReplacementModel, linear_l
 from tracer.rows import attribution_rows
 from tracer.targets import Targets, token_targets, top_tokens
 from transcoders import CrossLayerTranscoder, TranscoderConfig, TranscoderError
-from transcoders.families import FAMILIES
+from transcoders.activations import mlp_activations, recording
+from transcoders.families import FAMILIES, dissect
 
 HOOKS = [("hook_resid_mid", "hook_mlp_out"), ("mlp.hook_in", "mlp.hook_out")]
 N_LAYERS, D_MODEL, N_FEATURES = 3, 16, 20
 
 
-def random_transcoder(
-    reads: str, writes: str, *, cross_layer: bool = True, skip: bool = False
-) -> CrossLayerTranscoder:
+def random_transcoder(reads: str, writes: str, *, cross_layer: bool = True, skip: bool = False) -> CrossLayerTranscoder:
     generator = torch.Generator().manual_seed(1)
     config = TranscoderConfig(
         N_LAYERS, D_MODEL, N_FEATURES, "jumprelu", reads=reads, writes=writes, cross_layer=cross_layer, skip=skip
@@ -32,12 +32,19 @@ def random_transcoder(
     return transcoder.eval().requires_grad_(False)
 
 
+BEFORE_GAIN = ("ln2.hook_normalized", "hook_mlp_out")
+WITH_NORM = ["llama", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox, parallel"]
 KINDS = [{"cross_layer": True, "skip": False}, {"cross_layer": False, "skip": True}]
 
 
 @pytest.fixture(
     params=[(name, hooks, kind) for name in CONFIGS for hooks, kind in zip(HOOKS, KINDS, strict=True)]
-    + [(name, hooks, kind) for name in ("gemma2", "gpt_neox, parallel") for hooks, kind in zip(HOOKS, KINDS[::-1])],
+    + [
+        (name, hooks, kind)
+        for name in ("gemma2", "gpt_neox, parallel")
+        for hooks, kind in zip(HOOKS, KINDS[::-1], strict=True)
+    ]
+    + [(name, BEFORE_GAIN, kind) for name, kind in zip(WITH_NORM, KINDS * 4, strict=True)],
     ids=lambda p: f"{p[0]}, {p[1][0]}, {'skip' if p[2]['skip'] else 'plain'}",
 )
 def traced(request: pytest.FixtureRequest) -> tuple[ReplacementModel, LocalReplacementModel, Targets]:
@@ -67,6 +74,36 @@ def test_incoming_edges_and_bias_add_up(traced):
     rows = attribution_rows(local, targets, coverage=1.0)
     assert rows.conservation_error < 2e-5
     assert rows.logits_error < 1e-5
+
+
+@pytest.mark.parametrize(("name", "offset"), [("llama", 0.0), ("gemma2", 1.0)])
+def test_a_norm_is_read_before_its_gain_also_where_the_gain_is_zero(name, offset):
+    model = tiny_model(name)
+    [norm] = [parts.mlp_norm for parts in dissect(model).layers[1:2]]
+    with torch.no_grad():
+        norm.weight[:4] = -offset
+    tokens = torch.tensor([[1, 5, 7, 3]])
+    with recording({"norm": norm}) as seen:
+        model(tokens)
+    x, gained = (tensor[0].detach().numpy() for tensor in seen["norm"])
+    normalised = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+    assert np.abs(gained[:, :4]).max() == 0
+    np.testing.assert_allclose(normalised * (norm.weight.detach().numpy() + offset), gained, atol=1e-5)
+    read, _ = mlp_activations(model, tokens, torch.ones(1, 4, dtype=torch.bool), "ln2.hook_normalized")
+    np.testing.assert_allclose(read[1], normalised, atol=1e-5)
+
+
+def test_of_a_layer_norm_the_whole_output_is_read():
+    model = tiny_model("gpt2")
+    tokens, keep = torch.tensor([[1, 5, 7, 3]]), torch.ones(1, 4, dtype=torch.bool)
+    before_gain, _ = mlp_activations(model, tokens, keep, "ln2.hook_normalized")
+    after, _ = mlp_activations(model, tokens, keep, "mlp.hook_in")
+    assert torch.equal(before_gain, after)
+
+
+def test_a_model_without_a_norm_before_its_mlps_has_no_output_of_it():
+    with pytest.raises(TranscoderError, match=r"reads ln2\.hook_normalized, but this model has no norm before"):
+        ReplacementModel.of(tiny_model("olmo2"), tiny_tokenizer(), random_transcoder(*BEFORE_GAIN))
 
 
 def test_every_family_of_the_table_is_tested():

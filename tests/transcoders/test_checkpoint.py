@@ -78,10 +78,14 @@ def test_a_wrong_shape_is_named(tmp_path):
     path = tmp_path / "W_dec_2.safetensors"
     tensors = load_file(path)
     save_file({"W_dec_2": tensors["W_dec_2"][:, :, :4].contiguous()}, path)
-    with pytest.raises(TranscoderError, match=r"W_dec of layer 2 has shape \(10, 1, 4\); expected \(10, 1, 8\)"):
+    with pytest.raises(
+        TranscoderError, match=r"W_dec_2 in .*W_dec_2.safetensors has shape \(10, 1, 4\); expected \(10, 1, 8\)"
+    ):
         load(tmp_path)
 
 
-def test_a_folder_without_config_is_refused(tmp_path):
-    with pytest.raises(TranscoderError, match=r"config.yaml does not exist"):
+def test_a_folder_of_something_else_is_refused_with_the_known_layouts(tmp_path):
+    with pytest.raises(
+        TranscoderError, match=r"in no known transcoder layout \(circuit-tracer, Gemma Scope, CLT-Forge"
+    ):
         load(tmp_path)

@@ -1,0 +1,180 @@
+"""circuit-tracer's two layouts, of which the cross-layer one is the native one.
+
+Cross-layer: W_enc_{i}.safetensors holds W_enc_{i} (feature, d_model), b_enc_{i}, b_dec_{i} and perhaps threshold_{i}
+and W_skip_{i} (applied as x @ W_skip); W_dec_{i}.safetensors holds W_dec_{i} (feature, layers from i on, d_model).
+Per-layer: layer_{i}.safetensors holds W_enc, W_dec (feature, d_model), b_enc, b_dec and perhaps
+activation_function.threshold and W_skip (applied as x @ W_skip.T). config.yaml names the hooks in both, and may list
+the files of another layout, one per layer.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from transcoders import hub
+from transcoders.config import TranscoderConfig
+from transcoders.errors import TranscoderError
+from transcoders.formats import gemma_scope
+from transcoders.settings import Settings, read_settings
+from transcoders.stored import Encoder, Stored, TensorFile, map_tensors, per_layer
+
+CROSS_LAYER, PER_LAYER = "cross_layer_transcoder", "transcoder_set"
+PER_LAYER_NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "activation_function.threshold", "W_skip")
+
+
+def is_one(folder: Path) -> bool:
+    """Whether config.yaml names circuit-tracer's kind of model, or the files are named as circuit-tracer's are."""
+    names = ("W_enc_0.safetensors", "layer_0.safetensors")
+    return "model_kind" in read_settings(folder / "config.yaml") or any((folder / name).is_file() for name in names)
+
+
+def read(folder: Path) -> Stored:
+    """A cross-layer or per-layer transcoder."""
+    meta = read_settings(folder / "config.yaml")
+    if meta.get("model_kind") not in (CROSS_LAYER, PER_LAYER):
+        raise TranscoderError(f"{folder}/config.yaml names no model_kind; expected {CROSS_LAYER} or {PER_LAYER}.")
+    files = [hub.locate(_listed(entry), folder) for entry in meta.get("transcoders") or ()]
+    if meta.need("model_kind") == PER_LAYER:
+        return _read_per_layer(folder, meta, files)
+    if files:
+        return gemma_scope.read_cross_layer(list(dict.fromkeys(files)), *_hooks(meta))
+    return _read_cross_layer(folder, meta)
+
+
+def write(stored: Stored, folder: Path, dtype: torch.dtype, on_layer: Callable[[int, int], None]) -> None:
+    """Write a transcoder into a folder, a layer at a time; `dtype` is that of the matrices, biases are float32."""
+    config = stored.config
+    meta = {
+        "model_kind": CROSS_LAYER if config.cross_layer else PER_LAYER,
+        "model_name": config.model_name,
+        "feature_input_hook": config.reads,
+        "feature_output_hook": config.writes,
+    }
+    if config.activation == "topk":
+        meta |= {"activation": "topk", "k": config.k}
+    features = torch.arange(config.n_features)
+    for layer in range(config.n_layers):
+        encoder, decoder = stored.encoder(layer), stored.decoder(layer, features).to(dtype)
+        if config.cross_layer:
+            _save(_named(encoder, dtype, layer), folder / f"W_enc_{layer}.safetensors")
+            _save({f"W_dec_{layer}": decoder}, folder / f"W_dec_{layer}.safetensors")
+        else:
+            _save(_named_per_layer(encoder, dtype) | {"W_dec": decoder[:, 0]}, folder / f"layer_{layer}.safetensors")
+        on_layer(layer + 1, config.n_layers)
+    (folder / "config.yaml").write_text(yaml.safe_dump(meta, sort_keys=False), encoding="utf-8")
+
+
+def _read_cross_layer(folder: Path, meta: Settings) -> Stored:
+    n_layers = len(list(folder.glob("W_enc_*.safetensors")))
+    if n_layers == 0:
+        raise TranscoderError(f"{folder} holds no W_enc_0.safetensors; copy the whole transcoder folder.")
+    encoders = [map_tensors(folder / f"W_enc_{layer}.safetensors") for layer in range(n_layers)]
+    n_features, d_model = encoders[0].take("W_enc_0", -1, -1).shape
+    activation = _activation(meta, "threshold_0" in encoders[0])
+    config = TranscoderConfig(
+        n_layers, d_model, n_features, *activation, *_hooks(meta), skip="W_skip_0" in encoders[0]
+    )  # fmt: skip
+    parts, decoders = [], []
+    for layer, file in enumerate(encoders):
+        decoder = map_tensors(folder / f"W_dec_{layer}.safetensors")
+        decoders.append(decoder.take(f"W_dec_{layer}", n_features, n_layers - layer, d_model))
+        parts.append(
+            Encoder(
+                file.take(f"W_enc_{layer}", n_features, d_model), file.take(f"b_enc_{layer}", n_features),
+                file.take(f"b_dec_{layer}", d_model),
+                file.take(f"threshold_{layer}", n_features) if config.activation == "jumprelu" else None,
+                file.take(f"W_skip_{layer}", d_model, d_model) if config.skip else None,
+            )
+        )  # fmt: skip
+    return Stored(
+        "circuit-tracer, cross-layer", config, decoders[0].dtype,
+        parts.__getitem__, lambda layer, rows: decoders[layer][rows],
+    )  # fmt: skip
+
+
+def _read_per_layer(folder: Path, meta: Settings, listed: list[Path]) -> Stored:
+    files = listed or [
+        folder / f"layer_{layer}.safetensors" for layer in range(len(list(folder.glob("layer_*.safetensors"))))
+    ]
+    if not files:
+        raise TranscoderError(f"{folder} holds no layer_0.safetensors; copy the whole transcoder folder.")
+    layers, folded = [], ()
+    for path in files:
+        file = map_tensors(path)
+        if gemma_scope.is_layer(file):
+            layers.append(gemma_scope.layer_weights(file))
+            folded = gemma_scope.FOLDED
+        else:
+            layers.append(_layer_weights(file))
+    first = layers[0][0]
+    activation = _activation(meta, first.threshold is not None)
+    config = TranscoderConfig(
+        len(layers), first.W_enc.shape[1], first.W_enc.shape[0], *activation, *_hooks(meta),
+        cross_layer=False, skip=first.W_skip is not None,
+    )  # fmt: skip
+    return per_layer("circuit-tracer, per-layer", config, layers, files, folded)
+
+
+def _layer_weights(file: TensorFile) -> tuple[Encoder, Tensor]:
+    file.refuse_others(PER_LAYER_NAMES)
+    W_enc = file.take("W_enc", -1, -1)
+    n_features, d_model = W_enc.shape
+    W_dec = file.take("W_dec", -1, -1)
+    if W_dec.shape == (d_model, n_features) and n_features != d_model:
+        W_dec = W_dec.T  # as early revisions have it
+    threshold = "activation_function.threshold"
+    encoder = Encoder(
+        W_enc, file.take("b_enc", n_features), file.take("b_dec", d_model),
+        file.take(threshold, n_features) if threshold in file else None,
+        file.take("W_skip", d_model, d_model).T if "W_skip" in file else None,
+    )  # fmt: skip
+    return encoder, W_dec
+
+
+def _named(encoder: Encoder, dtype: torch.dtype, layer: int) -> dict[str, Tensor]:
+    """The tensors of W_enc_{layer}.safetensors."""
+    tensors = {
+        f"W_enc_{layer}": encoder.W_enc.to(dtype),
+        f"b_enc_{layer}": encoder.b_enc.float(),
+        f"b_dec_{layer}": encoder.b_dec.float(),
+    }
+    if encoder.threshold is not None:
+        tensors[f"threshold_{layer}"] = encoder.threshold.float()
+    if encoder.W_skip is not None:  # versions of circuit-tracer up to 0.5.0 ignore it
+        tensors[f"W_skip_{layer}"] = encoder.W_skip.to(dtype)
+    return tensors
+
+
+def _named_per_layer(encoder: Encoder, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of layer_{layer}.safetensors, but for the decoder."""
+    tensors = {"W_enc": encoder.W_enc.to(dtype), "b_enc": encoder.b_enc.float(), "b_dec": encoder.b_dec.float()}
+    if encoder.threshold is not None:
+        tensors["activation_function.threshold"] = encoder.threshold.float()
+    if encoder.W_skip is not None:
+        tensors["W_skip"] = encoder.W_skip.T.to(dtype)
+    return tensors
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def _activation(meta: Settings, has_threshold: bool) -> tuple[str, int]:
+    """The activation function and its k: what config.yaml says, else what the tensors imply."""
+    if meta.get("activation") != "topk":
+        return ("jumprelu" if has_threshold else "relu"), 0
+    return "topk", int(meta.need("k"))
+
+
+def _hooks(meta: Settings) -> tuple[str, str, str]:
+    """What is read, what is written, and of which model."""
+    reads, writes = meta.get("feature_input_hook"), meta.get("feature_output_hook")
+    return reads or "hook_resid_mid", writes or "hook_mlp_out", meta.get("model_name") or ""
+
+
+def _listed(entry: str | dict) -> str:
+    return entry["filepath"] if isinstance(entry, dict) else entry
