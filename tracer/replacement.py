@@ -86,6 +86,8 @@ class LocalReplacementModel:
     """The model's own."""
     uncapped_logits: Float[Tensor, "position vocab"]
     """The model's before the soft cap: what is explained."""
+    output: Float[Tensor, "position d_model"]
+    """The model's own final norm's output, which the unembedding and any other direction read."""
 
     @property
     def n_layers(self) -> int:
@@ -236,6 +238,7 @@ def _localize(replacement: ReplacementModel, prompt: Prompt) -> LocalReplacement
             layer, position, feature, activation[layer, position, feature], pre_activation[layer, position, feature]
         ),
         error, constant, result.logits[0].to(dtype), unembedding(seen["final"][1][0]).to(dtype),
+        seen["final"][1][0].to(dtype),
     )  # fmt: skip
 
 

@@ -17,9 +17,7 @@ HOOKS = [("hook_resid_mid", "hook_mlp_out"), ("mlp.hook_in", "mlp.hook_out")]
 N_LAYERS, D_MODEL, N_FEATURES = 3, 16, 20
 
 
-def random_transcoder(
-    reads: str, writes: str, *, cross_layer: bool = True, skip: bool = False
-) -> CrossLayerTranscoder:
+def random_transcoder(reads: str, writes: str, *, cross_layer: bool = True, skip: bool = False) -> CrossLayerTranscoder:
     generator = torch.Generator().manual_seed(1)
     config = TranscoderConfig(
         N_LAYERS, D_MODEL, N_FEATURES, "jumprelu", reads=reads, writes=writes, cross_layer=cross_layer, skip=skip
@@ -37,7 +35,11 @@ KINDS = [{"cross_layer": True, "skip": False}, {"cross_layer": False, "skip": Tr
 
 @pytest.fixture(
     params=[(name, hooks, kind) for name in CONFIGS for hooks, kind in zip(HOOKS, KINDS, strict=True)]
-    + [(name, hooks, kind) for name in ("gemma2", "gpt_neox, parallel") for hooks, kind in zip(HOOKS, KINDS[::-1])],
+    + [
+        (name, hooks, kind)
+        for name in ("gemma2", "gpt_neox, parallel")
+        for hooks, kind in zip(HOOKS, KINDS[::-1], strict=True)
+    ],
     ids=lambda p: f"{p[0]}, {p[1][0]}, {'skip' if p[2]['skip'] else 'plain'}",
 )
 def traced(request: pytest.FixtureRequest) -> tuple[ReplacementModel, LocalReplacementModel, Targets]:
@@ -55,7 +57,7 @@ def test_the_linear_model_gives_the_models_own_logits(traced):
 
 def test_edges_are_what_autograd_finds_in_the_real_model(traced):
     replacement, local, targets = traced
-    values, expected = jacobian(replacement, local, targets.direction)
+    values, expected = jacobian(replacement, local, targets)
     rows = attribution_rows(local, targets, coverage=1.0)
     torch.testing.assert_close(rows.effect, expected[rows.target], atol=1e-4 * float(expected.abs().max()), rtol=0)
     pre_activation = torch.cat([local.features.pre_activation, targets.value - targets.bias])
