@@ -119,7 +119,7 @@ def trace_prompt(
       trace "the capital of the state containing Dallas is"
       trace "the capital of Texas is" --target Austin --target-minus Boston
       trace "the capital of the state containing Dallas is" --position Dallas
-      trace "calc: 36+59=" --target-feature 2/217@36 --target 95
+      trace "the capital of Texas is" --target Austin --target-feature 2/467@Texas
       trace "calc: 36+59=" --json
     """
     _check_is_prompt(text)

@@ -225,7 +225,7 @@ def _circuit(graph: AttributionGraph) -> list[str]:
 
 def _example_query(graph: AttributionGraph) -> str:
     """A path query from the word that is one end of the strongest path."""
-    paths = feature_paths(graph, told_targets(graph)[0], 1)
+    paths = [path for target in told_targets(graph) for path in feature_paths(graph, target, 1)]
     word = str(graph.word[paths[0].nodes[0]]) if paths else ""
     return f"FROM strongest_path('{word}')" if word.isalnum() else "FROM graphs"
 
