@@ -1,7 +1,8 @@
 """The attribution graph: frozen columns of nodes and edges, checked once.
 
-Nodes are numbered in topological order (tokens, then layer by layer features and errors, then logits), and every
-edge runs from a lower to a higher number. What a node is, is told by its columns, never by its number.
+Nodes are numbered in topological order (tokens, then layer by layer features, errors and explained features, then what
+is explained of the output), and every edge runs from a lower to a higher number. What a node is, is told by its
+columns, never by its number.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -16,7 +17,7 @@ from graphs.errors import GraphError
 
 
 class NodeKind(IntEnum):
-    """What a node stands for."""
+    """What a node stands for; a logit is any explained target, also a difference, a direction or a feature."""
 
     TOKEN = 0
     FEATURE = 1
@@ -87,14 +88,14 @@ class AttributionGraph:
 
     kind: Integer[ndarray, "node"]
     layer: Integer[ndarray, "node"]
-    """-1 for tokens, `n_layers` for logits."""
+    """-1 for tokens, `n_layers` for logits, but of an explained feature its own."""
     position: Integer[ndarray, "node"]
     feature: Integer[ndarray, "node"]
     """Number within the layer."""
     token_id: Integer[ndarray, "node"]
     activation: Float[ndarray, "node"]
     pre_activation: Float[ndarray, "node"]
-    """Value before the nonlinearity; of a logit its value less the mean logit."""
+    """Value before the nonlinearity; of a token's logit its value less the mean logit."""
     bias: Float[ndarray, "node"]
     """The part of the pre-activation that no edge brings."""
     influence: Float[ndarray, "node"]
@@ -102,7 +103,7 @@ class AttributionGraph:
     cumulative_influence: Float[ndarray, "node"]
     """Share of all influence held by nodes at least as influential; small means important; NaN for logits."""
     probability: Float[ndarray, "node"]
-    """Weight of a logit in the influence: the model's probability of its token."""
+    """Weight of a logit in the influence: the model's probability of its token, 1 for a target that is no token."""
     token: Shaped[ndarray, "node"]
     """Text of the prompt's token at the position; of a logit the explained token or the target's name."""
     word: Shaped[ndarray, "node"]
@@ -213,10 +214,13 @@ def _check_nodes(graph: AttributionGraph) -> None:
             raise GraphError(f"{name} {outside[0]} of a node is out of range; the graph's {name}s are -1 … {last}.")
     if np.any((graph.kind != NodeKind.LOGIT) & ~np.isnan(graph.probability)) or np.any(graph.probability < 0):
         raise GraphError("probability must be NaN for nodes other than logits, and not negative for logits.")
-    keys = np.column_stack((graph.kind, graph.layer, graph.position, graph.feature, graph.token_id))
+    # targets that are no tokens, as two differences, have only their names to tell them apart
+    named = (graph.kind == NodeKind.LOGIT) & (graph.token_id == -1)
+    _, name = np.unique(np.where(named, graph.token, ""), return_inverse=True)
+    keys = np.column_stack((graph.kind, graph.layer, graph.position, graph.feature, graph.token_id, name))
     _, first, count = np.unique(keys, axis=0, return_index=True, return_counts=True)
     if np.any(count > 1):
-        kind, layer, position, feature, token_id = keys[first[count > 1][0]].tolist()
+        kind, layer, position, feature, token_id, _ = keys[first[count > 1][0]].tolist()
         raise GraphError(
             f"two nodes are the same {NodeKind(kind).text} (layer {layer}, position {position}, feature {feature}, "
             f"token_id {token_id}); add their edges together and keep one."

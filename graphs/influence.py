@@ -1,7 +1,8 @@
 """Influence of nodes and edges on the logits, and the two scores that say how much of it is explained.
 
 With the inputs of every target normalised to sum to 1 in absolute value, Ã[t, s] = |w| / Σ_s |w|, the influence is
-I = p·(Ã + Ã² + …) = p·((I - Ã)⁻¹ - I), where p holds the probabilities of the explained logits.
+I = p·(Ã + Ã² + …) = p·((I - Ã)⁻¹ - I), where p holds the weights of what is explained: the probabilities of tokens,
+and 1 for other targets. "Logits" are all targets, also an explained feature.
 """
 
 from dataclasses import dataclass

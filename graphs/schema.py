@@ -41,7 +41,7 @@ _GRAPHS = _table(
     _column("created_at", _TIME, "When the prompt was traced.", "UTC"),
     _column("schema_version", pa.int32(), "Version of these tables that the graph was written with."),
     _column("tool_version", pa.string(), "Version of the program that traced the prompt."),
-    _column("n_layers", pa.int32(), "Layers of the model; logit nodes have this layer.", "layers"),
+    _column("n_layers", pa.int32(), "Layers of the model; what is explained of its output has this layer.", "layers"),
     _column("n_active_features", pa.int32(), "Features active on the prompt, in the graph or not.", "features"),
     _column("n_nodes", pa.int32(), "Nodes of the stored graph.", "nodes"),
     _column("n_edges", pa.int64(), "Edges of the stored graph.", "edges"),
@@ -76,27 +76,30 @@ _GRAPHS = _table(
 )
 
 _NODES = _table(
-    "One row per node: a token of the prompt, an active feature, what the features miss at a place, or a logit.",
+    "One row per node: a token of the prompt, an active feature, what the features miss at a place, or a target.",
     _GRAPH_ID,
     _column("node", pa.int32(), "Number within the graph; edges run from lower to higher numbers."),
-    _column("kind", pa.string(), "'token', 'feature', 'error' or 'logit'."),
+    _column("kind", pa.string(), "'token', 'feature', 'error' or 'logit': any target, also a difference or a feature."),
     _column(
-        "layer", pa.int32(), "Layer that a feature reads; -1 for tokens, n_layers of the graph for logits.", "layer"
+        "layer",
+        pa.int32(),
+        "Layer that a feature reads; -1 for tokens, n_layers of the graph for logits other than explained features.",
+        "layer",
     ),
     _column("position", pa.int32(), "Place in the prompt, from 0.", "tokens"),
-    _column("feature", pa.int32(), "Number of the feature within its layer; NULL for other kinds."),
-    _column("token_id", pa.int32(), "Number in the vocabulary of a token or logit; NULL for other kinds."),
+    _column("feature", pa.int32(), "Number within its layer of a feature, explained or not; NULL for other nodes."),
+    _column("token_id", pa.int32(), "Number in the vocabulary of a token or logit; NULL for what is no token."),
     _column("token", pa.string(), "The prompt's token at the position; of a logit the token or target it stands for."),
     _column("word", pa.string(), "The prompt's word that holds the token; of a logit its token without spaces."),
     _column("activation", pa.float64(), "How strongly a feature fires.", "activation"),
     _column(
         "pre_activation",
         pa.float64(),
-        "A feature's value before its nonlinearity; a logit's value less the mean logit.",
+        "A feature's value before its nonlinearity; a token's logit less the mean logit; a target's value.",
         "pre-activation",
     ),
     _column("bias", pa.float64(), "The part of the pre-activation that no edge brings.", "pre-activation"),
-    _column("influence", pa.float64(), "Absolute influence on the explained logits; NULL for logits.", "probability"),
+    _column("influence", pa.float64(), "Absolute influence on the targets; NULL for logits.", "probability"),
     _column(
         "cumulative_influence",
         pa.float64(),
@@ -104,7 +107,10 @@ _NODES = _table(
         "share",
     ),
     _column(
-        "probability", pa.float64(), "The model's probability of a logit's token; NULL for other kinds.", "probability"
+        "probability",
+        pa.float64(),
+        "Weight of a logit: the model's probability of its token, or 1 if it is no token; NULL for other kinds.",
+        "probability",
     ),
     _column("label", pa.string(), "What the node is about, in words; NULL if nobody said."),
 )

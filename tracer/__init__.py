@@ -5,10 +5,18 @@ from typing import Any
 
 _PUBLIC = {
     "ReplacementModel": "tracer.replacement",
+    "Sources": "tracer.rows",
+    "Targets": "tracer.targets",
     "Trace": "tracer.pipeline",
     "TraceConfig": "tracer.config",
     "TraceError": "tracer.errors",
     "attribute": "tracer.attribution",
+    "difference_target": "tracer.targets",
+    "direction_target": "tracer.targets",
+    "feature_target": "tracer.targets",
+    "join": "tracer.targets",
+    "token_targets": "tracer.targets",
+    "top_targets": "tracer.targets",
     "trace": "tracer.pipeline",
 }
 __all__ = sorted(_PUBLIC)

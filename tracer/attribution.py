@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from graphs import AttributionGraph, GraphInfo, NodeKind, cumulative_share
 from tracer.replacement import LocalReplacementModel
-from tracer.rows import Rows, attribution_rows, ignore
+from tracer.rows import Rows, Sources, attribution_rows, ignore
 from tracer.targets import Targets
 
 
@@ -18,6 +18,7 @@ def attribute(
     local: LocalReplacementModel,
     targets: Targets,
     *,
+    sources: Sources | None = None,
     coverage: float = 0.99,
     max_features: int | None = None,
     batch_size: int = 256,
@@ -26,11 +27,12 @@ def attribute(
 ) -> AttributionGraph:
     """The attribution graph of one prompt: all active features, errors and tokens, and the rows `coverage` asks for.
 
-    `labels` names features by (layer, feature).
+    `labels` names features by (layer, feature). For more targets on the same prompt prepare `Sources(local)` once.
     """
     rows = attribution_rows(
-        local, targets, coverage=coverage, max_features=max_features, batch_size=batch_size, on_progress=on_progress
-    )
+        local, targets, sources=sources, coverage=coverage, max_features=max_features, batch_size=batch_size,
+        on_progress=on_progress,
+    )  # fmt: skip
     return _assemble(local, targets, rows, labels or {})
 
 
@@ -47,20 +49,18 @@ def _assemble(
         [NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN, NodeKind.LOGIT],
         [n_active, n_layers * n_positions, n_positions, n_targets],
     )
-    layer = np.concatenate(
-        [_numpy(features.layer), error_layer, np.full(n_positions, -1), np.full(n_targets, n_layers)]
-    )
-    position = np.concatenate(
-        [_numpy(features.position), error_position, np.arange(n_positions), np.full(n_targets, n_positions - 1)]
-    )
+    layer = np.concatenate([_numpy(features.layer), error_layer, np.full(n_positions, -1), targets.layers])
+    position = np.concatenate([_numpy(features.position), error_position, np.arange(n_positions), targets.positions])
     feature = np.full(n_sources + n_targets, -1)
     feature[:n_active] = _numpy(features.feature)
+    feature[n_sources:] = targets.features
     token_id = np.full(n_sources + n_targets, -1)
     token_id[n_sources - n_positions : n_sources] = prompt.token_ids
     token_id[n_sources:] = targets.token_ids
     # Position 0 has no error: what its MLPs write is part of every target's bias.
     exists = ~((kind == NodeKind.ERROR) & (position == 0))
-    order = np.lexsort((feature, position, kind == NodeKind.ERROR, layer))
+    # In a layer the kinds follow each other, and a feature that is explained comes last.
+    order = np.lexsort((feature, position, kind, layer))
     order = order[exists[order]]
     number = np.full(n_sources + n_targets, -1)
     number[order] = np.arange(len(order))

@@ -70,8 +70,28 @@ def cli() -> None:
     type=click.Path(path_type=Path),
     help="Folder to save the graph in.",
 )
-@click.option("--target", help="Explain this token instead of the most probable ones.")
-@click.option("--target-minus", help="Explain --target less this token.")
+@click.option(
+    "--target", metavar="TOKEN", multiple=True, help="Explain this token instead of the most probable ones; repeatable."
+)
+@click.option("--target-minus", metavar="TOKEN", help="Explain each --target less this token.")
+@click.option(
+    "--target-feature",
+    metavar="LAYER/FEATURE[@POSITION]",
+    multiple=True,
+    help="Explain this active feature; repeatable.",
+)
+@click.option(
+    "--target-direction",
+    metavar="FILE",
+    multiple=True,
+    help="Explain this direction at the final norm's output: a .npy or .safetensors file of one vector; repeatable.",
+)
+@click.option(
+    "--position",
+    default="-1",
+    show_default=True,
+    help="Explain what follows this token: a number, from the end if negative, or a word of the prompt.",
+)
 @click.option("--max-logits", default=10, show_default=True, help="Explain at most this many tokens.")
 @click.option("--logit-mass", default=0.95, show_default=True, help="… until their probabilities sum to this.")
 @click.option(
@@ -97,7 +117,9 @@ def trace_prompt(
     \b
     Examples:
       trace "the capital of the state containing Dallas is"
-      trace "the capital of Texas is" --target Austin --target-minus Dallas
+      trace "the capital of Texas is" --target Austin --target-minus Boston
+      trace "the capital of the state containing Dallas is" --position Dallas
+      trace "the capital of Texas is" --target Austin --target-feature 2/467@Texas
       trace "calc: 36+59=" --json
     """
     _check_is_prompt(text)

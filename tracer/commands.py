@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -16,12 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from graphs import AttributionGraph, GraphStore
+from graphs import AttributionGraph, GraphStore, NodeKind, logit_weights
 from tracer.config import TraceConfig
 from tracer.errors import TraceError
-from tracer.story import feature_paths, path_record, routes
+from tracer.story import feature_paths, path_record, place_text, routes, target_name, target_record, told_targets
 
 N_JSON_PATHS = 10
+N_ROUTES = 6
 
 
 @dataclass(frozen=True)
@@ -112,18 +114,21 @@ def show_graph(store: GraphStore, graph_id: str, *, as_json: bool) -> str:
 
 
 def graph_record(graph_id: str, store: GraphStore, graph: AttributionGraph) -> dict:
-    """A graph as data, for --json; the model's predictions are those among the explained tokens."""
+    """A graph as data, for --json; the model's predictions are those among the targets."""
     info = graph.info
-    explained = [(float(p), i) for i, p in enumerate(graph.probability) if p == p]
+    targets = [target_record(graph, node) for node in np.flatnonzero(graph.kind == NodeKind.LOGIT).tolist()]
+    targets.sort(key=lambda target: -target["weight"])
     return {
         "graph_id": graph_id,
         "store": str(store.folder),
         "prompt": info.prompt,
         "tokens": list(info.tokens),
         "predictions": [
-            {"token": str(graph.token[i]), "token_id": int(graph.token_id[i]), "probability": p}
-            for p, i in sorted(explained, reverse=True)
+            {"token": one["name"], "token_id": one["token_id"], "probability": one["weight"],
+             "position": one["position"]}
+            for one in targets if one["token_id"] is not None
         ],
+        "targets": targets,
         "scores": {
             "replacement": info.replacement_score, "completeness": info.completeness_score,
             "pruned_replacement": info.pruned_replacement_score,
@@ -135,7 +140,10 @@ def graph_record(graph_id: str, store: GraphStore, graph: AttributionGraph) -> d
         "conservation_error": info.conservation_error,
         "logits_error": info.logits_error,
         "seconds": info.seconds,
-        "paths": [path_record(graph, path) for path in feature_paths(graph, N_JSON_PATHS)],
+        "paths": [
+            path_record(graph, path)
+            for target in told_targets(graph) for path in feature_paths(graph, target, N_JSON_PATHS)
+        ],
     }  # fmt: skip
 
 
@@ -183,15 +191,15 @@ def write_table(table: pa.Table, form: str, output: Path | None) -> None:
 def _text(record: dict, graph: AttributionGraph) -> str:
     """The circuit as a person would tell it."""
     scores, counts = record["scores"], record["counts"]
+    skipped = record["skipped_influence"] / logit_weights(graph).sum()
     lines = [
         f"Prompt   {record['prompt']}",
         f"Tokens   {' '.join(token.strip() for token in record['tokens'])}",
-        "Answer   " + "   ".join(f"{p['token'].strip()} {p['probability']:.1%}" for p in record["predictions"][:5]),
+        *_answers(record, graph),
+        *_explained(record, graph),
         "",
-        "Circuit  strongest ways from the words to the answer, with their share of its input",
+        *_circuit(graph),
     ]
-    for route in routes(graph):
-        lines.append(f"  {route.share:6.1%}  " + " → ".join(route.steps))
     whole = f"{counts['active_features']} active features"
     if "pruned_nodes" in counts:
         whole += (
@@ -205,7 +213,7 @@ def _text(record: dict, graph: AttributionGraph) -> str:
         lines[-1] += f"; after pruning {scores['pruned_replacement']:.2f} and {scores['pruned_completeness']:.2f}"
     lines.append(
         f"Checked  edges + bias = pre-activation to {record['conservation_error']:.0e}; logits reproduced to "
-        f"{record['logits_error']:.0e}; at most {record['skipped_influence']:.2%} of the influence was skipped"
+        f"{record['logits_error']:.0e}; at most {skipped:.2%} of the influence was skipped"
     )
     lines.append(f"Saved    {record['graph_id']} in {record['store']} ({record['seconds']:.2f} s)")
     where = "" if record["store"] == "graphs-store" else f" {record['store']}"
@@ -213,9 +221,40 @@ def _text(record: dict, graph: AttributionGraph) -> str:
     return "\n".join(lines)
 
 
+def _answers(record: dict, graph: AttributionGraph) -> list[str]:
+    """The most probable next tokens, for each place where some are known."""
+    lines, last = [], len(record["tokens"]) - 1
+    for position in sorted({one["position"] for one in record["predictions"]}):
+        here = [one for one in record["predictions"] if one["position"] == position][:5]
+        place = "" if position == last else f"after {place_text(graph.info, position)}: "
+        said = "   ".join(f"{one['token'].strip()} {one['probability']:.1%}" for one in here)
+        lines.append(f"Answer   {place}{said}")
+    return lines
+
+
+def _explained(record: dict, graph: AttributionGraph) -> list[str]:
+    """What is explained, unless that is just the answer."""
+    answers = {(one["token_id"], one["position"]) for one in record["predictions"]}
+    if all((one["token_id"], one["position"]) in answers for one in record["targets"]):
+        return []
+    names = [target_name(graph, one["node"]) for one in record["targets"]]
+    return ["Explains " + "   ".join(names[:10]) + (f"   and {len(names) - 10} more" if len(names) > 10 else "")]
+
+
+def _circuit(graph: AttributionGraph) -> list[str]:
+    """The strongest ways to the targets of most weight."""
+    told = told_targets(graph)
+    end = "the answer" if (graph.token_id[told] >= 0).all() else "what is explained"
+    lines = [f"Circuit  strongest ways from the words to {end}, with their share of its input"]
+    for target in told:
+        for route in routes(graph, target, N_ROUTES // len(told)):
+            lines.append(f"  {route.share:6.1%}  " + " → ".join(route.steps))
+    return lines if len(lines) > 1 else [*lines, "  none passes through a feature that was kept"]
+
+
 def _example_query(graph: AttributionGraph) -> str:
     """A path query from the word that is one end of the strongest path."""
-    paths = feature_paths(graph, 1)
+    paths = [path for target in told_targets(graph) for path in feature_paths(graph, target, 1)]
     word = str(graph.word[paths[0].nodes[0]]) if paths else ""
     return f"FROM strongest_path('{word}')" if word.isalnum() else "FROM graphs"
 

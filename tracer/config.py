@@ -1,5 +1,7 @@
 """What one trace is asked to do: a frozen value, also stored with the graph."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tracer.errors import TraceError
@@ -9,10 +11,16 @@ from tracer.errors import TraceError
 class TraceConfig:
     """Settings of a trace; the defaults are those of the command line."""
 
-    target: str | None = None
-    """Explain this token instead of the most probable ones."""
+    target: Sequence[str] = ()
+    """Explain these tokens instead of the most probable ones, each weighted by its probability."""
     target_minus: str | None = None
-    """Explain `target` less this token: what made the model prefer one to the other."""
+    """Explain each `target` less this token: what made the model prefer one to the other."""
+    target_feature: Sequence[str] = ()
+    """Explain these active features, written LAYER/FEATURE or LAYER/FEATURE@POSITION."""
+    target_direction: Sequence[str] = ()
+    """Explain these directions at the final norm's output: .npy or .safetensors files of one vector each."""
+    position: int | str = -1
+    """Explain what the model says after this token: its number, counted from the end if negative, or a word."""
     max_logits: int = 10
     """Explain at most this many tokens."""
     logit_mass: float = 0.95
@@ -31,6 +39,12 @@ class TraceConfig:
     """False keeps every node and edge."""
 
     def __post_init__(self) -> None:
+        for name in ("target", "target_feature", "target_direction"):
+            if isinstance(getattr(self, name), str):
+                raise TraceError(f"{name} is the text {getattr(self, name)!r}; give a tuple of texts.")
+            # JSON gives lists; a frozen value has none
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "position", as_position(self.position))
         for name in ("logit_mass", "coverage", "node_threshold", "edge_threshold"):
             if not 0 < getattr(self, name) <= 1:
                 raise TraceError(f"{name} is {getattr(self, name)}; expected a share above 0 and up to 1.")
@@ -38,5 +52,21 @@ class TraceConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise TraceError(f"{name} is {value}; expected 1 or more.")
-        if self.target_minus is not None and self.target is None:
+        if self.target_minus is not None and not self.target:
             raise TraceError("target_minus was given without target; name the token to compare with it.")
+        for text in self.target_feature:
+            parse_feature(text)
+
+
+def parse_feature(text: str) -> tuple[int, int, int | str | None]:
+    """Layer, number and position of LAYER/FEATURE@POSITION; the position is None where it is not named."""
+    parts = re.fullmatch(r"(\d+)/(\d+)(?:@(.+))?", text)
+    if parts is None:
+        raise TraceError(f"feature {text!r} is not written LAYER/FEATURE or LAYER/FEATURE@POSITION, as 3/217@Dallas.")
+    layer, feature, position = parts.groups()
+    return int(layer), int(feature), None if position is None else as_position(position)
+
+
+def as_position(position: int | str) -> int | str:
+    """A number where the text is one; any other text is a word of the prompt."""
+    return int(position) if isinstance(position, str) and re.fullmatch(r"-?\d+", position) else position

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, replace
 
 from graphs import AttributionGraph, prune, score
 from tracer.attribution import attribute
+from tracer.choose import choose_targets
 from tracer.config import TraceConfig
-from tracer.errors import TraceError
 from tracer.replacement import LocalReplacementModel, ReplacementModel
 from tracer.rows import ignore
-from tracer.targets import Targets, difference_target, token_targets, top_targets, top_tokens
+from tracer.targets import find_position, top_tokens
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Prediction:
     token: str
     token_id: int
     probability: float
+    position: int
+    """The place in the prompt after which the model says it."""
 
 
 @dataclass(frozen=True)
@@ -66,38 +68,16 @@ def trace(
         seconds=time.perf_counter() - start, peak_memory_mb=_peak_memory_mb(),
         config=json.dumps(asdict(config), sort_keys=True),
     )  # fmt: skip
-    return Trace(replace(graph, info=info), _predictions(replacement, local), whole.n_nodes, whole.n_edges)
+    return Trace(replace(graph, info=info), _predictions(replacement, local, config), whole.n_nodes, whole.n_edges)
 
 
-def choose_targets(replacement: ReplacementModel, local: LocalReplacementModel, config: TraceConfig) -> Targets:
-    """What the settings ask to explain."""
-    if config.target is None:
-        ids, _ = top_tokens(local, max_logits=config.max_logits, logit_mass=config.logit_mass)
-        names = {i: replacement.token_text(i) for i in ids}
-        return top_targets(local, names, max_logits=config.max_logits, logit_mass=config.logit_mass)
-    plus = one_token(replacement, config.target)
-    if config.target_minus is None:
-        return token_targets(local, (plus,), (replacement.token_text(plus),))
-    minus = one_token(replacement, config.target_minus)
-    name = f"{replacement.token_text(plus)} − {replacement.token_text(minus)}"
-    return difference_target(local, plus, minus, name)
-
-
-def one_token(replacement: ReplacementModel, text: str) -> int:
-    """The token that is exactly this text."""
-    ids = replacement.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        pieces = " ".join(replacement.token_text(i) for i in ids)
-        raise TraceError(
-            f"target {text!r} is {len(ids)} tokens ({pieces}); name a text that is one token of this model."
-        )
-    return ids[0]
-
-
-def _predictions(replacement: ReplacementModel, local: LocalReplacementModel) -> tuple[Prediction, ...]:
+def _predictions(
+    replacement: ReplacementModel, local: LocalReplacementModel, config: TraceConfig
+) -> tuple[Prediction, ...]:
     """The five most probable next tokens, or fewer where those before hold all but a thousandth."""
-    ids, probabilities = top_tokens(local, max_logits=5, logit_mass=0.999)
-    return tuple(Prediction(replacement.token_text(i), i, p) for i, p in zip(ids, probabilities, strict=True))
+    at = find_position(local.prompt, config.position)
+    ids, probabilities = top_tokens(local, max_logits=5, logit_mass=0.999, position=at)
+    return tuple(Prediction(replacement.token_text(i), i, p, at) for i, p in zip(ids, probabilities, strict=True))
 
 
 def _peak_memory_mb() -> float:

@@ -89,6 +89,8 @@ class LocalReplacementModel:
     """The model's own."""
     uncapped_logits: Float[Tensor, "position vocab"]
     """The model's before the soft cap: what is explained."""
+    output: Float[Tensor, "position d_model"]
+    """The model's own final norm's output, which the unembedding and any other direction read."""
 
     @property
     def n_layers(self) -> int:
@@ -249,6 +251,7 @@ def _localize(replacement: ReplacementModel, prompt: Prompt) -> LocalReplacement
         unembedding.weight.detach().to(dtype), bias.detach().to(unembedding.weight.device, dtype), anatomy.softcap,
         embedding, torch.zeros_like(embedding) if positions is None else positions,
         features, decoders, error, constant, result.logits[0].to(dtype), unembedding(seen["final"][1][0]).to(dtype),
+        seen["final"][1][0].to(dtype),
     )  # fmt: skip
 
 

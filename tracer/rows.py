@@ -5,7 +5,7 @@ layer's features is final before their own rows are computed: the most influenti
 1 − coverage of the layer's influence is left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -46,14 +46,20 @@ def attribution_rows(
     local: LocalReplacementModel,
     targets: Targets,
     *,
+    sources: "Sources | None" = None,
     coverage: float = 0.99,
     max_features: int | None = None,
     batch_size: int = 256,
     on_progress: Callable[[int, int], None] = ignore,
 ) -> Rows:
-    """Direct effects of every source on the targets and on the features that matter ("Circuit Tracing", section 3)."""
+    """Direct effects of every source on the targets and on the features that matter ("Circuit Tracing", section 3).
+
+    `sources` are those of this prompt, prepared once by whoever explains several targets one after the other.
+    """
     features = local.features
-    sources = _Sources(local)
+    sources = sources or Sources(local)
+    if sources.local is not local:
+        raise TraceError("the sources are those of another prompt; prepare this one's with Sources(local).")
     n_active = len(features.layer)
     wide = torch.float64
     influence = torch.zeros(sources.n_sources, dtype=wide, device=local.error.device)
@@ -69,9 +75,8 @@ def attribution_rows(
         biases.append(bias)
         values.append(value)
 
-    effect, bias = _logit_rows(local, sources, targets)
-    numbers = n_active + torch.arange(len(targets.names), device=effect.device)
-    add(numbers, effect, bias, targets.value, targets.weight)
+    for part, effect, bias in _target_rows(local, sources, targets, batch_size):
+        add(n_active + part, effect, bias, targets.value[part], targets.weight[part])
     left = max_features
     skipped, worst, done = 0.0, 0.0, 0
     for layer in reversed(range(local.n_layers)):
@@ -94,20 +99,22 @@ def attribution_rows(
     target, effect, bias = torch.cat(wanted), torch.cat(effects), torch.cat(biases)
     rows = Rows(
         target, effect, bias, influence, 1 - worst, skipped,
-        _conservation_error(effect, bias, torch.cat(values)), _logits_error(local),
+        _conservation_error(effect, bias, torch.cat(values)), sources.logits_error,
     )  # fmt: skip
     _check(rows, local.error.dtype)
     return rows
 
 
-class _Sources:
-    """What each layer's MLP output is made of, position by position, ready for matrix products.
+class Sources:
+    """What each layer's MLP output is made of, position by position, ready for matrix products: one per prompt.
 
     Active features are renumbered by position, then layer: at a given layer those of one position that can write
     there are one contiguous block of columns.
     """
 
+    @torch.no_grad()
     def __init__(self, local: LocalReplacementModel) -> None:
+        self.local = local
         features, n_layers, n_positions = local.features, local.n_layers, local.n_positions
         self.n_active = len(features.layer)
         self.n_sources = self.n_active + n_layers * n_positions + n_positions
@@ -122,6 +129,8 @@ class _Sources:
         self.first = torch.searchsorted(features.layer, torch.arange(n_layers, device=key.device)).tolist()
         """[layer]: the number of its first active feature."""
         self.writes = [self._writes(local, to) for to in range(n_layers)]
+        self.logits_error = _logits_error(local)
+        """Law 1 is about the prompt, whatever is explained: checked once."""
 
     def _writes(self, local: LocalReplacementModel, to: int) -> list[Tensor]:
         """Per position the write vectors (activation × decoder row) into the MLP output of layer `to`."""
@@ -138,31 +147,47 @@ class _Sources:
         return blocks
 
 
-def _logit_rows(local: LocalReplacementModel, sources: _Sources, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Rows of the explained targets: they read the final norm at the last position."""
-    last = torch.full((len(targets.names),), local.n_positions - 1, device=local.error.device)
-    cotangent = torch.zeros(len(last), local.n_positions, local.error.shape[-1], dtype=local.error.dtype)
-    cotangent = cotangent.to(local.error.device)
-    cotangent[:, -1] = local.final_norm.transpose_at(targets.direction, last)
-    effect, bias = _empty_rows(cotangent, sources)
-    _sweep(local, sources, local.n_layers, cotangent, effect, bias)
-    return _in_order(effect, sources), bias + targets.direction @ local.final_norm.bias + targets.bias
+def _target_rows(
+    local: LocalReplacementModel, sources: Sources, targets: Targets, batch_size: int
+) -> Iterator[tuple[Int[Tensor, " row"], Tensor, Tensor]]:
+    """Numbers, rows and biases of the explained targets, those of one layer together."""
+    layer, position = torch.tensor([targets.layers, targets.positions], device=local.error.device)
+    for top in layer.unique().tolist():
+        for part in (layer == top).nonzero()[:, 0].split(batch_size):
+            yield part, *_rows(local, sources, top, position[part], targets.direction[part], targets.bias[part])
 
 
 def _feature_rows(
-    local: LocalReplacementModel, sources: _Sources, layer: int, rows: Int[Tensor, " row"]
+    local: LocalReplacementModel, sources: Sources, layer: int, rows: Int[Tensor, " row"]
 ) -> tuple[Tensor, Tensor]:
-    """Rows of some features of one layer, sorted by position: the first step down touches one position each."""
-    transcoder, features = local.transcoder, local.features
-    position, feature = features.position[rows], features.feature[rows]
-    encoder = transcoder.W_enc[layer][feature].to(local.error.dtype)
-    read = local.reading[layer].transpose_at(encoder, position)
+    """Rows of some active features of one layer."""
+    transcoder, feature = local.transcoder, local.features.feature[rows]
+    dtype = local.error.dtype
+    encoder, bias = transcoder.W_enc[layer][feature].to(dtype), transcoder.b_enc[layer][feature].to(dtype)
+    return _rows(local, sources, layer, local.features.position[rows], encoder, bias)
+
+
+def _rows(
+    local: LocalReplacementModel,
+    sources: Sources,
+    layer: int,
+    position: Int[Tensor, " row"],
+    direction: Float[Tensor, "row d_model"],
+    reader_bias: Float[Tensor, " row"],
+) -> tuple[Tensor, Tensor]:
+    """Rows of directions that a layer's encoder reads, or above the last layer what the unembedding reads.
+
+    The first step down touches one position each; the highest of them bounds all that follows.
+    """
+    is_output = layer == local.n_layers
+    norm = local.final_norm if is_output else local.reading[layer]
+    read = norm.transpose_at(direction, position)
     n = int(position.max()) + 1
-    cotangent = read.new_zeros(len(rows), n, read.shape[-1])
-    cotangent[torch.arange(len(rows)), position] = read
+    cotangent = read.new_zeros(len(position), n, read.shape[-1])
+    cotangent[torch.arange(len(position)), position] = read
     effect, bias = _empty_rows(cotangent, sources)
-    bias += encoder @ local.reading[layer].bias + transcoder.b_enc[layer][feature].to(bias.dtype)
-    if not local.parallel:
+    bias += direction @ norm.bias + reader_bias
+    if not is_output and not local.parallel:
         cotangent += local.attention[layer].transpose_at(read, position, n)
         bias += (read * local.attention[layer].constant[position]).sum(1)
     _sweep(local, sources, layer, cotangent, effect, bias)
@@ -170,7 +195,7 @@ def _feature_rows(
 
 
 def _sweep(
-    local: LocalReplacementModel, sources: _Sources, top: int, cotangent: Tensor, effect: Tensor, bias: Tensor
+    local: LocalReplacementModel, sources: Sources, top: int, cotangent: Tensor, effect: Tensor, bias: Tensor
 ) -> None:
     """Carry cotangents from the input of layer `top` down to the embeddings and read them at every source."""
     n = cotangent.shape[1]
@@ -202,11 +227,11 @@ def _through_skip(local: LocalReplacementModel, layer: int, written: Tensor) -> 
     return local.reading[layer].transpose(read), read.sum(1) @ local.reading[layer].bias
 
 
-def _empty_rows(cotangent: Tensor, sources: _Sources) -> tuple[Tensor, Tensor]:
+def _empty_rows(cotangent: Tensor, sources: Sources) -> tuple[Tensor, Tensor]:
     return cotangent.new_zeros(len(cotangent), sources.n_sources), cotangent.new_zeros(len(cotangent))
 
 
-def _in_order(effect: Tensor, sources: _Sources) -> Tensor:
+def _in_order(effect: Tensor, sources: Sources) -> Tensor:
     """Columns back to the order of the active features."""
     result = effect.clone()
     result[:, sources.order] = effect[:, : sources.n_active]

@@ -1,14 +1,16 @@
-"""Tell a graph as a person would: the strongest ways from the prompt's words to the answer, through named features."""
+"""Tell a graph as a person would: the strongest ways from the prompt's words through named features to the targets."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
 
-from graphs import AttributionGraph, NodeKind, Path, strongest_paths
+from graphs import AttributionGraph, GraphInfo, NodeKind, Path, strongest_paths
 
 N_CANDIDATES = 200
 """Strongest paths looked at before those that tell the same story are added up."""
+MOST_TOLD = 3
+"""A story of more targets than this at once is none."""
 
 
 @dataclass(frozen=True)
@@ -16,35 +18,64 @@ class Route:
     """Paths that read the same, added up."""
 
     share: float
-    """Part of the answer's input that came along these paths."""
+    """Part of the target's input that came along these paths."""
     steps: tuple[str, ...]
     n_paths: int
 
 
-def answer_node(graph: AttributionGraph) -> int:
-    """The explained target with the largest weight."""
+def told_targets(graph: AttributionGraph) -> list[int]:
+    """The explained targets worth a story: those of the largest weights, down to a tenth of the largest."""
     logits = np.flatnonzero(graph.kind == NodeKind.LOGIT)
-    return int(logits[np.argmax(graph.probability[logits])])
+    logits = logits[np.argsort(-graph.probability[logits], kind="stable")]
+    weight = graph.probability[logits]
+    return logits[weight >= 0.1 * weight[:1]].tolist()[:MOST_TOLD]
 
 
-def feature_paths(graph: AttributionGraph, k: int) -> list[Path]:
-    """The k strongest paths from words of the prompt to the answer through at least one feature and no error."""
+def feature_paths(graph: AttributionGraph, target: int, k: int) -> list[Path]:
+    """The k strongest paths from words of the prompt to the target through at least one feature and no error."""
     words = np.flatnonzero((graph.kind == NodeKind.TOKEN) & (graph.word != ""))
     features = graph.kind == NodeKind.FEATURE
-    paths = strongest_paths(graph, words.tolist(), answer_node(graph), k=k + len(words), through=features)
+    paths = strongest_paths(graph, words.tolist(), target, k=k + len(words), through=features)
     return [path for path in paths if len(path.nodes) > 2][:k]
 
 
-def routes(graph: AttributionGraph, n: int = 6) -> list[Route]:
+def routes(graph: AttributionGraph, target: int, n: int) -> list[Route]:
     """The n strongest routes; neighbouring features of one name at one word are one step."""
     shares: dict[tuple[str, ...], float] = {}
     counts: dict[tuple[str, ...], int] = {}
-    for path in feature_paths(graph, N_CANDIDATES):
+    for path in feature_paths(graph, target, N_CANDIDATES):
         steps = _steps(graph, path.nodes)
         shares[steps] = shares.get(steps, 0.0) + path.weight
         counts[steps] = counts.get(steps, 0) + 1
     best = sorted(shares, key=lambda steps: -shares[steps])[:n]
     return [Route(shares[steps], steps, counts[steps]) for steps in best]
+
+
+def target_name(graph: AttributionGraph, node: int) -> str:
+    """What is explained; of what the model says elsewhere than at the end also the place, of a feature its label."""
+    name, position, label = str(graph.token[node]).strip(), int(graph.position[node]), str(graph.label[node])
+    if graph.feature[node] >= 0:
+        return f"{name} [{label}]" if label else name
+    return name if position == len(graph.info.tokens) - 1 else f"{name} after {place_text(graph.info, position)}"
+
+
+def place_text(info: GraphInfo, position: int) -> str:
+    """The word at a place of the prompt, or the special token."""
+    return info.words[position] or info.tokens[position].strip()
+
+
+def target_record(graph: AttributionGraph, node: int) -> dict:
+    """An explained target as data."""
+    return {
+        "node": node,
+        "name": str(graph.token[node]),
+        "token_id": _or_none(graph.token_id, node),
+        "layer": int(graph.layer[node]),
+        "position": int(graph.position[node]),
+        "feature": _or_none(graph.feature, node),
+        "weight": float(graph.probability[node]),
+        "value": float(graph.pre_activation[node]),
+    }
 
 
 def path_record(graph: AttributionGraph, path: Path) -> dict:
@@ -71,7 +102,7 @@ def _name(graph: AttributionGraph, node: int) -> str:
         case NodeKind.TOKEN:
             return str(graph.word[node])
         case _:
-            return str(graph.token[node]).strip()
+            return target_name(graph, node)
 
 
 def _node_record(graph: AttributionGraph, node: int) -> dict:

@@ -17,15 +17,17 @@ from viewer.elements import (
     node_elements,
     node_text,
     percent,
+    probability,
     visible,
 )
 
 _ANSWERS = """
-SELECT graph_id, arg_max(token, probability) AS token, max(probability) AS probability
-FROM nodes WHERE kind = 'logit' GROUP BY graph_id
+SELECT DISTINCT ON (graph_id)
+    graph_id, token, CASE WHEN token_id IS NOT NULL THEN nodes.probability END AS probability
+FROM nodes WHERE kind = 'logit' ORDER BY graph_id, nodes.probability DESC, node
 """
 _FEATURE = "SELECT * FROM features WHERE transcoder = $transcoder AND layer = $layer AND feature = $feature"
-_NODE_COLUMNS = ("activation", "pre_activation", "bias", "influence", "cumulative_influence", "probability")
+_NODE_COLUMNS = ("activation", "pre_activation", "bias", "influence", "cumulative_influence")
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def node_details(graph: AttributionGraph, node: int) -> dict:
         "label": graph.label[node],
         "feature": int(graph.feature[node]) if kind == NodeKind.FEATURE else None,
         **{name: float(getattr(graph, name)[node]) for name in _NODE_COLUMNS},
+        "probability": probability(graph, node),
         "input_by_kind": _share_by_kind(graph, share, incoming),
         "incoming": _connections(graph, share, incoming, graph.source),
         "outgoing": _connections(graph, share, outgoing, graph.target),

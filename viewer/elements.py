@@ -133,7 +133,7 @@ def backbone(graph: AttributionGraph, *, most: int = BACKBONE) -> Int[ndarray, "
 
 
 def importance(graph: AttributionGraph) -> Float[ndarray, "node"]:
-    """Influence on the logits; of a logit its probability."""
+    """Influence on what is explained; of a target its weight."""
     return np.nan_to_num(graph.influence, nan=0.0) + logit_weights(graph)
 
 
@@ -152,7 +152,7 @@ def node_text(graph: AttributionGraph, node: int) -> str:
     if kind == NodeKind.TOKEN:
         return visible(graph.token[node])
     if kind == NodeKind.LOGIT:
-        return f"{visible(graph.token[node])} {percent(graph.probability[node])}".strip()
+        return f"{visible(graph.token[node])} {percent(probability(graph, node))}".strip()
     if kind == NodeKind.ERROR:
         return f"error {layer_text(graph, node)}"
     return graph.label[node].strip() or f"{layer_text(graph, node)}/{graph.feature[node]}"
@@ -160,8 +160,13 @@ def node_text(graph: AttributionGraph, node: int) -> str:
 
 def layer_text(graph: AttributionGraph, node: int) -> str:
     """Name of the band that the node stands in."""
-    kind = NodeKind(graph.kind[node])
-    return {NodeKind.TOKEN: "token", NodeKind.LOGIT: "output"}.get(kind, f"L{graph.layer[node]}")
+    layer = int(graph.layer[node])
+    return {-1: "token", graph.info.n_layers: "output"}.get(layer, f"L{layer}")
+
+
+def probability(graph: AttributionGraph, node: int) -> float:
+    """The model's probability of a token that is explained; NaN for targets that are no tokens: they weigh 1."""
+    return float(graph.probability[node]) if graph.token_id[node] >= 0 else float("nan")
 
 
 def visible(token: str) -> str:

@@ -1,5 +1,5 @@
 -- What `strongest_path` and `paths_between` are made of: the strongest path to one node per graph. It ends at node
--- `goal`, or at the most probable logit if that is NULL; it starts at node `start` of the graph `graph`, or if those
+-- `goal`, or at the logit of most weight if that is NULL; it starts at node `start` of the graph `graph`, or if those
 -- are NULL at any token of the word `from_word`, in every graph that has it.
 CREATE MACRO best_paths(from_word, graph, start, goal) AS TABLE
 WITH RECURSIVE

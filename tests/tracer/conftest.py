@@ -13,11 +13,15 @@ from transcoders import CrossLayerTranscoder, TranscoderConfig
 CASES = Path(__file__).parents[1] / "data"
 
 
-def tiny_tokenizer(n_words: int = 40) -> PreTrainedTokenizerFast:
-    vocabulary = {"<unk>": 0, "<bos>": 1} | {f"w{i}": i + 2 for i in range(n_words)}
+def tiny_tokenizer(n_words: int = 40, *, bos: int | None = 1) -> PreTrainedTokenizerFast:
+    """Whole words; the beginning-of-sequence token has number `bos`, or is lacking."""
+    vocabulary = {"<unk>": 1 if bos == 0 else 0, "<bos>": 0 if bos == 0 else 1}
+    vocabulary |= {f"w{i}": i + 2 for i in range(n_words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    if bos is None:
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", unk_token="<unk>")
 
 

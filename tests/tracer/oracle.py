@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from tracer.replacement import LocalReplacementModel, ReplacementModel
+from tracer.targets import Targets
 from transcoders.activations import read_site, write_site
 from transcoders.families import dissect
 
 
-def jacobian(replacement: ReplacementModel, local: LocalReplacementModel, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Pre-activations of all active features, then `direction` at the final norm's output, and their derivatives.
+def jacobian(replacement: ReplacementModel, local: LocalReplacementModel, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Pre-activations of all active features, then the targets without their bias, and the derivatives of all.
 
     Sources are scaled by a strength of 1: columns are active features | errors (layer-major) | tokens.
     """
@@ -27,7 +28,10 @@ def jacobian(replacement: ReplacementModel, local: LocalReplacementModel, direct
             seen[f"read {layer}"][position] @ transcoder.W_enc[layer][feature] + transcoder.b_enc[layer][feature]
             for layer, position, feature in zip(features.layer, features.position, features.feature, strict=True)
         ]
-        values += list(seen["final"][-1] @ direction.T)
+        for k, (layer, position) in enumerate(zip(targets.layers, targets.positions, strict=True)):
+            is_output = layer == local.n_layers
+            vector = targets.direction[k] if is_output else transcoder.W_enc[layer][targets.features[k]]
+            values.append(seen["final" if is_output else f"read {layer}"][position] @ vector)
         rows = [torch.autograd.grad(value, strength, retain_graph=True, create_graph=True)[0] for value in values]
         curvature = sum((row * row.detach()).sum() for row in rows)
         if curvature.requires_grad:

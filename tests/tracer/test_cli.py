@@ -69,6 +69,34 @@ def test_json_holds_what_other_programs_rely_on(tmp_path):
     assert record["paths"][0]["nodes"][-1]["kind"] == "logit"
 
 
+def test_several_targets_of_every_kind_make_one_graph(store, tmp_path):
+    find = "SELECT layer, feature FROM nodes WHERE kind = 'feature' AND word = 'Dallas' ORDER BY influence DESC LIMIT 1"
+    [found] = json.loads(run("sql", find, "--format", "json", folder=store).stdout)
+    name = f"{found['layer']}/{found['feature']}"
+    asked = ("--target", "Austin", "--target-feature", f"{name}@Dallas", "--store", str(tmp_path), "--json")
+    record = json.loads(run(DALLAS, *asked, folder=tmp_path).stdout)
+    assert [target["name"] for target in record["targets"]] == [f"feature {name} at Dallas", "Austin"]
+    assert record["targets"][0] | {"node": 0, "value": 0} == {
+        "node": 0, "name": f"feature {name} at Dallas", "token_id": None, "layer": found["layer"], "position": 9,
+        "feature": found["feature"], "weight": 1.0, "value": 0,
+    }  # fmt: skip
+    assert {path["nodes"][-1]["token"] for path in record["paths"]} <= {one["name"] for one in record["targets"]}
+    assert record["predictions"][0]["token"] == "Austin"
+    shown = run("show", record["graph_id"], "--store", str(tmp_path), folder=tmp_path).stdout
+    assert f"Explains feature {name} at Dallas" in shown
+    assert "strongest ways from the words to what is explained" in shown
+    assert [line for line in shown.splitlines() if line.startswith("Answer")] == [
+        f"Answer   Austin {record['predictions'][0]['probability']:.1%}"
+    ]
+
+
+def test_the_traced_position_may_be_a_word(tmp_path):
+    result = run(DALLAS, "--position", "Dallas", folder=tmp_path)
+    assert re.search(r"^Answer   after Dallas: Texas \d", result.stdout, re.M), result.stdout
+    assert "→ Texas after Dallas" in result.stdout
+    assert "Explains" not in result.stdout
+
+
 def test_sql_finds_the_way_from_a_word_to_the_answer(store):
     result = run("sql", "SELECT answer, path FROM strongest_path('Dallas')", "--format", "json", folder=store)
     rows = json.loads(result.stdout)
@@ -124,6 +152,9 @@ def test_help_answers_without_torch(tmp_path):
         (["calc: 1+1=", "--model", "x"], "--model and --transcoder belong together"),
         (["calc: 1+1=", "--coverage", "1.5"], "coverage is 1.5; expected a share above 0 and up to 1"),
         (["calc: 1+1=", "--target", "Dallas"], "name a text that is one token"),
+        (["calc: 1+1=", "--target-minus", "2"], "target_minus was given without target"),
+        (["calc: 1+1=", "--position", "9"], "position 9 is not in the prompt; it has 7 tokens"),
+        (["calc: 1+1=", "--target-feature", "0/1@0"], "is not active at position 0 ('<bos>')"),
         (["calc: 1+1=", "--device", "tpu"], "device 'tpu' is unknown"),
         (["calc: 1+1=", "--nonsense"], "No such option"),
     ],

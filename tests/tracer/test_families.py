@@ -62,7 +62,7 @@ def test_the_linear_model_gives_the_models_own_logits(traced):
 
 def test_edges_are_what_autograd_finds_in_the_real_model(traced):
     replacement, local, targets = traced
-    values, expected = jacobian(replacement, local, targets.direction)
+    values, expected = jacobian(replacement, local, targets)
     rows = attribution_rows(local, targets, coverage=1.0)
     torch.testing.assert_close(rows.effect, expected[rows.target], atol=1e-4 * float(expected.abs().max()), rtol=0)
     pre_activation = torch.cat([local.features.pre_activation, targets.value - targets.bias])

@@ -6,8 +6,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.tracer.conftest import CASES, tiny_llama, tiny_tokenizer, tiny_transcoder
+from tracer.choose import one_token
 from tracer.errors import TraceError
-from tracer.pipeline import one_token, trace
+from tracer.pipeline import trace
 from tracer.replacement import ReplacementModel
 
 

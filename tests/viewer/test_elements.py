@@ -1,5 +1,8 @@
 """Laws of the picture: what lies where, and that nothing covers anything."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,11 +13,13 @@ from viewer.elements import (
     SPACING,
     backbone,
     edge_elements,
+    layer_text,
     layout,
     node_elements,
     node_sizes,
     node_text,
     percent,
+    probability,
     short,
     visible,
 )
@@ -108,6 +113,23 @@ def test_nodes_are_called_what_they_are():
         NodeKind.ERROR: "error L1",
         NodeKind.LOGIT: "Dallas 12 %",
     }
+
+
+def test_an_explained_feature_stands_where_it_is_and_has_no_probability():
+    graph = make_graph()
+    columns = {name: getattr(graph, name).copy() for name in ("layer", "position", "feature", "token_id", "token")}
+    target = int(np.flatnonzero(graph.kind == NodeKind.LOGIT)[0])
+    for name, value in zip(columns, (1, 1, 7, -1, "feature 1/7 at capital"), strict=True):
+        columns[name][target] = value
+    graph = replace(graph, **columns)
+    placed = layout(graph)
+    assert node_text(graph, target) == "feature 1/7 at capital"
+    assert layer_text(graph, target) == "L1"
+    assert math.isnan(probability(graph, target))
+    for place, spans in ((placed.x[target], placed.columns[2]), (placed.y[target], placed.bands[2])):
+        assert abs(place - spans.middle) <= spans.extent / 2
+    points = np.column_stack((placed.x, placed.y))
+    assert len(np.unique(points, axis=0)) == graph.n_nodes
 
 
 @pytest.mark.parametrize(("token", "shown"), [(" of", "of"), ("\n", "↵"), ("  ", "␣"), ("", ""), ("a\tb", "a⇥b")])

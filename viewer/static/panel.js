@@ -32,7 +32,8 @@ function title(details) {
 }
 
 function facts(details) {
-  const where = { token: "Token", logit: "Output", error: "Error", feature: "Feature" }[details.kind];
+  const explained = details.layer === "output" ? "Output" : "Explained feature";
+  const where = { token: "Token", logit: explained, error: "Error", feature: "Feature" }[details.kind];
   const rows = [
     ["Kind", details.kind === "feature" ? `${where} ${details.feature} of layer ${details.layer.slice(1)}` : where],
     ["At", details.position < 0 ? "–" : `“${details.place}”, position ${details.position}`],
