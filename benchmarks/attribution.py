@@ -50,7 +50,7 @@ class Run:
 
 
 @click.command()
-@click.option("--peer", type=click.Path(exists=True, dir_okay=False), help="Python of an environment with circuit-tracer.")
+@click.option("--peer", type=click.Path(exists=True, dir_okay=False), help="Python that has circuit-tracer.")
 @click.option("--only", multiple=True, type=click.Choice(list(SWEEP)), help="Run these cases only.")
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--threads", default=2, show_default=True)
@@ -65,7 +65,9 @@ def main(peer: str | None, only: tuple[str, ...], repeats: int, threads: int) ->
             ours = _run([sys.executable, str(HERE / "trace_ours.py"), folder, *shared, "--edges", f"{folder}/ours.npz"])
             quick = [sys.executable, str(HERE / "trace_ours.py"), folder, *shared, "--coverage", "0.99"]
             rule = _run([*quick, "--edges", f"{folder}/rule.npz"])
-            theirs = _run([peer, str(HERE / "trace_peer.py"), folder, *shared, "--edges", f"{folder}/peer.npz"]) if peer else None
+            theirs = None
+            if peer:
+                theirs = _run([peer, str(HERE / "trace_peer.py"), folder, *shared, "--edges", f"{folder}/peer.npz"])
             _row(table, name, "ours, all", ours, theirs, _edge_difference(case) if theirs else "")
             _row(table, "", "ours, coverage 0.99", rule, theirs, _same_nodes(case, "ours", "rule"))
             if theirs:

@@ -10,8 +10,8 @@ import torch
 
 from graphs import NodeKind, prune
 from tracer.attribution import attribute
-from tracer.pipeline import choose_targets
 from tracer.config import TraceConfig
+from tracer.pipeline import choose_targets
 from tracer.replacement import ReplacementModel
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ[name] = "1"
 
+# ruff: noqa: E402 (the peer reads these settings when it is imported)
 import numpy as np
 import torch
 from circuit_tracer import attribute
