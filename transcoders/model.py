@@ -3,10 +3,14 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
 
 from transcoders.activation import jump_relu, relu, top_k
 from transcoders.config import TranscoderConfig
 from transcoders.stored import Stored
+
+DENSE = 0.1
+"""Where a larger share of features fires on a token, one matrix product is faster than gathering decoder rows."""
 
 
 class CrossLayerTranscoder(nn.Module):
@@ -86,7 +90,14 @@ class CrossLayerTranscoder(nn.Module):
         self, source: int, activations: Float[Tensor, "*position feature"]
     ) -> tuple[Float[Tensor, "*position d_model"], ...]:
         """What the features of one layer add to its own MLP output and to those above, layer by layer."""
-        return (activations @ self.W_dec[source].flatten(1)).split(self.config.d_model, dim=-1)
+        flat, decoder = activations.flatten(0, -2), self.W_dec[source].flatten(1)
+        most = int((flat != 0).sum(-1).max()) if len(flat) else 0
+        if most > DENSE * self.config.n_features:
+            written = flat @ decoder
+        else:
+            chosen = flat.abs().topk(max(most, 1)).indices
+            written = embedding_bag(chosen, decoder, per_sample_weights=flat.gather(1, chosen), mode="sum")
+        return written.unflatten(0, activations.shape[:-1]).split(self.config.d_model, dim=-1)
 
     def decoder_rows(self, source: int, features: Int[Tensor, " row"]) -> Float[Tensor, "row reach d_model"]:
         """Decoder vectors of some features of a layer: one for each layer they write to."""
