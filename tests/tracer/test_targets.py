@@ -339,10 +339,11 @@ def test_without_active_features_at_the_last_position_the_others_are_there():
     features = dataclasses.replace(
         local.features, **{f.name: getattr(local.features, f.name)[keep] for f in dataclasses.fields(local.features)}
     )
+    decoders = tuple(rows[keep[local.features.layer == layer]] for layer, rows in enumerate(local.decoders))
     activation = torch.zeros(3, 4, 20)
     activation[features.layer, features.position, features.feature] = features.activation
     whole = torch.zeros(3, 4, 20)
     whole[local.features.layer, local.features.position, local.features.feature] = local.features.activation
     lost = local.transcoder.decode(whole) - local.transcoder.decode(activation)
-    graph = explained(dataclasses.replace(local, features=features, error=local.error + lost))
+    graph = explained(dataclasses.replace(local, features=features, decoders=decoders, error=local.error + lost))
     assert graph.position[graph.kind == NodeKind.FEATURE].max() == 2
