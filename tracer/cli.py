@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from graphs import GraphStore
 
 DEFAULT_STORE = "graphs-store"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 EXPECTED_ERRORS = (
     ("graphs.errors", "GraphError"), ("tracer.errors", "TraceError"),
     ("transcoders.errors", "TranscoderError"), ("viewer.serve", "ViewerError"),
@@ -64,6 +65,13 @@ def cli() -> None:
 @click.option("--transcoder", help="Transcoder for that model: a folder in any known layout, or a Hub id.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(DTYPES),
+    help="Of the weights; sums are float32 or better.",
+)
+@click.option(
     "--store",
     default=DEFAULT_STORE,
     show_default=True,
@@ -109,7 +117,7 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--open", "open_viewer", is_flag=True, help="Show the graph in the viewer afterwards.")
 def trace_prompt(
-    text: str, model: str | None, transcoder: str | None, device: str, store: Path, no_prune: bool,
+    text: str, model: str | None, transcoder: str | None, device: str, dtype: str, store: Path, no_prune: bool,
     as_json: bool, open_viewer: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Trace PROMPT, print the circuit behind the answer, and save the graph.
@@ -133,7 +141,7 @@ def trace_prompt(
     from tracer.config import TraceConfig
 
     config = TraceConfig(prune=not no_prune, **settings)
-    printed = commands.trace_and_save(text, folder, config, model, transcoder, device, as_json=as_json)
+    printed = commands.trace_and_save(text, folder, config, model, transcoder, device, dtype, as_json=as_json)
     click.echo(printed.text)
     if open_viewer:
         _serve(folder, port=0, graph_id=printed.graph_id, open_browser=True)

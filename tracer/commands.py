@@ -36,7 +36,7 @@ class Printed:
 
 def trace_and_save(
     prompt: str, store: GraphStore, config: TraceConfig, model: str | None, transcoder: str | None, device: str,
-    *, as_json: bool,
+    dtype: str, *, as_json: bool,
 ) -> Printed:  # fmt: skip
     """Trace a prompt with the named model, or the bundled one, and save the graph and what its features are about."""
     from tracer import lab
@@ -62,7 +62,8 @@ def trace_and_save(
         features = lab.features()
     else:
         name = None
-    replacement = ReplacementModel.load(model, transcoder, device=place, name=name)  # downloads have their own bars
+    # downloads have their own bars
+    replacement = ReplacementModel.load(model, transcoder, device=place, dtype=getattr(torch, dtype), name=name)
     with _progress() as step:
         done = trace(
             prompt, replacement, config, labels=lab.labels(features) if features else None,

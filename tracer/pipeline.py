@@ -14,6 +14,7 @@ from graphs import AttributionGraph, prune, score
 from tracer.attribution import attribute
 from tracer.choose import choose_targets
 from tracer.config import TraceConfig
+from tracer.memory import explaining_lack_of_memory
 from tracer.replacement import LocalReplacementModel, ReplacementModel
 from tracer.rows import ignore
 from tracer.targets import find_position, top_tokens
@@ -40,6 +41,7 @@ class Trace:
     n_edges: int
 
 
+@explaining_lack_of_memory()
 def trace(
     prompt: str,
     replacement: ReplacementModel,

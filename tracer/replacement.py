@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tracer.errors import TraceError
 from tracer.linear import FrozenAttention, FrozenNorm, freeze_attention, freeze_norm
+from tracer.precision import computing_in
 from transcoders import CrossLayerTranscoder, load_on_demand
 from transcoders.activations import as_read, read_site, reads_before_gain, recording, write_site
 from transcoders.checkpoint import revision
@@ -130,7 +132,7 @@ class ReplacementModel:
                 place, revision=pinned, dtype=dtype, attn_implementation="eager"
             )
             tokenizer = AutoTokenizer.from_pretrained(place, revision=pinned)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             first = str(error).splitlines()[0]
             raise TraceError(
                 f"the model {model} cannot be loaded ({first}); give a local directory or a Hub id."
@@ -203,9 +205,10 @@ def _localize(replacement: ReplacementModel, prompt: Prompt) -> LocalReplacement
             f"read {i}": read_site(layer, config.reads), f"write {i}": write_site(layer, config.writes)
         }  # fmt: skip
     ids = torch.tensor([prompt.token_ids], device=model.device)
-    with recording(modules) as seen:
-        result = model(ids, output_attentions=True, use_cache=False)
     dtype = torch.promote_types(model.dtype, torch.float32)  # bfloat16 weights, float32 sums
+    with computing_in(model, dtype), recording(modules) as seen:
+        result = model(ids, output_attentions=True, use_cache=False)
+        uncapped_logits = anatomy.unembedding(seen["final"][1][0])
 
     def norm(module: nn.Module | None, name: str) -> FrozenNorm:
         x = seen[name if module is not None else "embedding"][0 if module is not None else 1][0]
@@ -229,12 +232,11 @@ def _localize(replacement: ReplacementModel, prompt: Prompt) -> LocalReplacement
         [as_read(layer, config.reads, seen[f"read {i}"][0][0].to(dtype)) for i, layer in enumerate(anatomy.layers)]
     )
     outputs = torch.stack([seen[f"write {i}"][1][0] for i in range(n_layers)]).to(dtype)
-    pre_activation = transcoder.pre_activations(inputs)
-    activation = transcoder.activate(pre_activation)
-    activation[:, 0] = 0
-    features = _active(activation, pre_activation)
+    features = _active(transcoder, inputs)
     decoders = tuple(transcoder.decoder_rows(i, features.feature[features.layer == i]) for i in range(n_layers))
-    constant = transcoder.b_dec[:, None].expand_as(outputs).clone()
+    _check_finite("model", result.logits)
+    _check_finite("transcoder", features.activation, transcoder.b_dec, *decoders)
+    constant = transcoder.b_dec[:, None].to(dtype).expand_as(outputs).clone()
     outputs = outputs - transcoder.skip(inputs)  # a skip connection is no node: effects flow through it
     constant[:, 0] = outputs[:, 0]
     error = outputs - constant
@@ -250,16 +252,34 @@ def _localize(replacement: ReplacementModel, prompt: Prompt) -> LocalReplacement
         norm(anatomy.final_norm, "final"),
         unembedding.weight.detach().to(dtype), bias.detach().to(unembedding.weight.device, dtype), anatomy.softcap,
         embedding, torch.zeros_like(embedding) if positions is None else positions,
-        features, decoders, error, constant, result.logits[0].to(dtype), unembedding(seen["final"][1][0]).to(dtype),
+        features, decoders, error, constant, result.logits[0].to(dtype), uncapped_logits.to(dtype),
         seen["final"][1][0].to(dtype),
     )  # fmt: skip
 
 
-def _active(activation: Tensor, pre_activation: Tensor) -> ActiveFeatures:
-    layer, position, feature = activation.nonzero(as_tuple=True)
-    return ActiveFeatures(
-        layer, position, feature, activation[layer, position, feature], pre_activation[layer, position, feature]
-    )
+def _check_finite(part: str, *values: Tensor) -> None:
+    if not all(bool(value.isfinite().all()) for value in values):
+        raise TraceError(
+            f"the {part} gives NaN or infinite values on this prompt; its weights are damaged, or too large for their "
+            "dtype: use float32 or bfloat16, or download it again."
+        )
+
+
+def _active(transcoder: CrossLayerTranscoder, inputs: Float[Tensor, "layer position d_model"]) -> ActiveFeatures:
+    """Layer by layer: all pre-activations of a long prompt together would not fit into memory."""
+    parts = []
+    for layer, read in enumerate(inputs):
+        pre_activation = transcoder.pre_activations_of(layer, read)
+        activation = transcoder.activate_layer(layer, pre_activation)
+        activation[0] = 0
+        position, feature = activation.nonzero(as_tuple=True)
+        parts.append(
+            (
+                torch.full_like(position, layer), position, feature,
+                activation[position, feature], pre_activation[position, feature],
+            )
+        )  # fmt: skip
+    return ActiveFeatures(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _add_writes(

@@ -10,7 +10,7 @@ def relu(pre_activation: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*bat
 
 
 def jump_relu(
-    pre_activation: Float[Tensor, "*batch feature"], threshold: Float[Tensor, " feature"]
+    pre_activation: Float[Tensor, "*batch feature"], threshold: Float[Tensor, "*#batch feature"]
 ) -> Float[Tensor, "*batch feature"]:
     """The pre-activation where it exceeds the feature's threshold, else 0: z · 1[z > θ]."""
     return pre_activation * (pre_activation > threshold)

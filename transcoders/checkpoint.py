@@ -41,7 +41,8 @@ def load(
     with torch.no_grad():
         for layer, decoder in enumerate(transcoder.W_dec):
             decoder.copy_(stored.decoder(layer, features))
-    return transcoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    _place(transcoder, device, dtype)
+    return transcoder.eval().requires_grad_(False)
 
 
 def load_on_demand(
@@ -51,7 +52,18 @@ def load_on_demand(
     stored = open_stored(source)
     transcoder = StoredTranscoder(stored)
     _copy_encoders(transcoder, stored)
-    return transcoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    _place(transcoder, device, dtype)
+    return transcoder.eval().requires_grad_(False)
+
+
+def _place(transcoder: CrossLayerTranscoder, device: str | torch.device, dtype: torch.dtype) -> None:
+    """Matrices as `dtype`; biases and thresholds in float32 at least, as rounding them would move what is active."""
+    wide = torch.promote_types(dtype, torch.float32)
+    matrices = [transcoder.W_enc, *transcoder.W_dec, *([] if transcoder.W_skip is None else [transcoder.W_skip])]
+    for matrix in matrices:
+        matrix.data = matrix.data.to(device=device, dtype=dtype)
+    for bias in (transcoder.b_enc, transcoder.b_dec, transcoder.threshold):
+        bias.data = bias.data.to(device=device, dtype=wide)
 
 
 def save(transcoder: CrossLayerTranscoder, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:

@@ -45,35 +45,43 @@ class CrossLayerTranscoder(nn.Module):
     def pre_activations(
         self, inputs: Float[Tensor, "layer position d_model"]
     ) -> Float[Tensor, "layer position feature"]:
-        """z = W_enc x + b_enc, layer by layer."""
-        return torch.baddbmm(self.b_enc[:, None], inputs, self.W_enc.transpose(1, 2))
+        """z = W_enc x + b_enc, layer by layer, in the precision of the inputs whatever that of the weights."""
+        return torch.baddbmm(self.b_enc[:, None].to(inputs.dtype), inputs, self.W_enc.to(inputs.dtype).transpose(1, 2))
 
     def activate(
         self, pre_activation: Float[Tensor, "layer position feature"]
     ) -> Float[Tensor, "layer position feature"]:
         """Feature activations: the pre-activation of active features, 0 of the others."""
-        match self.config.activation:
-            case "relu":
-                return relu(pre_activation)
-            case "jumprelu":
-                return pre_activation * (pre_activation > self.threshold[:, None])
-            case _:
-                return top_k(pre_activation, self.config.k)
+        return self._activate(pre_activation, self.threshold[:, None])
 
     def encode(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position feature"]:
         """Feature activations of MLP inputs."""
         return self.activate(self.pre_activations(inputs))
 
+    def pre_activations_of(
+        self, layer: int, inputs: Float[Tensor, "*position d_model"]
+    ) -> Float[Tensor, "*position feature"]:
+        """The same of one layer."""
+        return inputs @ self.W_enc[layer].to(inputs.dtype).T + self.b_enc[layer].to(inputs.dtype)
+
+    def activate_layer(
+        self, layer: int, pre_activation: Float[Tensor, "*position feature"]
+    ) -> Float[Tensor, "*position feature"]:
+        """Feature activations of one layer."""
+        return self._activate(pre_activation, self.threshold[layer])
+
     def encode_layer(
         self, layer: int, inputs: Float[Tensor, "*position d_model"]
     ) -> Float[Tensor, "*position feature"]:
-        """Feature activations of one layer."""
-        pre_activation = inputs @ self.W_enc[layer].T + self.b_enc[layer]
+        """Feature activations of MLP inputs of one layer."""
+        return self.activate_layer(layer, self.pre_activations_of(layer, inputs))
+
+    def _activate(self, pre_activation: Tensor, threshold: Tensor) -> Tensor:
         match self.config.activation:
             case "relu":
                 return relu(pre_activation)
             case "jumprelu":
-                return jump_relu(pre_activation, self.threshold[layer])
+                return jump_relu(pre_activation, threshold)
             case _:
                 return top_k(pre_activation, self.config.k)
 

@@ -165,13 +165,10 @@ def _city_features(
     model: LlamaForCausalLM, transcoder: CrossLayerTranscoder, tokens: Tensor, city: Tensor
 ) -> tuple[Float[Tensor, "layer pair feature"], Float[Tensor, "layer pair d_model"]]:
     layers = dissect(model).layers
-    modules = {f"norm {i}": layer.mlp_norm for i, layer in enumerate(layers)}
-    modules |= {f"mlp {i}": layer.mlp for i, layer in enumerate(layers)}
     rows = torch.arange(len(tokens))
-    with recording(modules) as seen:
+    with recording({str(i): layer.mlp for i, layer in enumerate(layers)}) as seen:
         model.model(tokens)
-    inputs = torch.stack([seen[f"norm {i}"][1][rows, city] for i in range(len(layers))])
-    outputs = torch.stack([seen[f"mlp {i}"][1][rows, city] for i in range(len(layers))])
+    inputs, outputs = (torch.stack([seen[name][side][rows, city] for name in seen]) for side in (0, 1))
     return transcoder.encode(inputs), outputs
 
 

@@ -1,0 +1,23 @@
+"""What to do when memory runs out, in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from tracer.errors import TraceError
+
+
+@contextmanager
+def explaining_lack_of_memory() -> Iterator[None]:
+    """Turn a failed allocation, on a GPU or not, into a TraceError that says what takes less."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # On a CPU torch raises a plain RuntimeError, known by its text only.
+        if type(error) is RuntimeError and "not enough memory" not in str(error) and "can't allocate" not in str(error):
+            raise
+        raise TraceError(
+            "memory ran out; attribute fewer features (--max-features 5000, or a lower --coverage), shorten the "
+            "prompt, or load the weights in half precision (--dtype bfloat16)."
+        ) from error
