@@ -65,7 +65,7 @@ def _fetch(place: HubPath) -> Path:
         return Path(snapshot_download(place.repo, revision=place.revision, allow_patterns=patterns)) / place.path
     except LocalEntryNotFoundError as error:
         raise TranscoderError(
-            f"{place.repo} is not in the Hub's cache and cannot be downloaded: huggingface.co cannot be reached, or "
+            f"{place.repo} is not in the Hub's cache and cannot be downloaded: the Hub cannot be reached, or "
             "HF_HUB_OFFLINE is set. Go online once, or give a local folder."
         ) from error
     except (HfHubHTTPError, EntryNotFoundError, HFValidationError) as error:
