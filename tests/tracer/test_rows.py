@@ -121,6 +121,12 @@ def test_a_transcoder_that_equals_the_mlps_leaves_no_error():
 
 def test_broken_weights_fail_loudly(replacement):
     replacement.transcoder.W_dec[0].data[:] = float("nan")
+    with pytest.raises(TraceError, match="NaN or infinite values on this prompt; its weights are damaged"):
+        replacement.localize(replacement.tokenize("w3 w1 w4"))
+
+
+def test_rows_that_are_not_finite_fail_the_check(replacement):
     local = replacement.localize(replacement.tokenize("w3 w1 w4"))
+    broken = dataclasses.replace(local, error=torch.full_like(local.error, float("nan")))
     with pytest.raises(TraceError, match="check failed"):
-        attribution_rows(local, targets_of(local), coverage=1.0)
+        attribution_rows(broken, targets_of(broken), coverage=1.0)
