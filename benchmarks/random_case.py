@@ -49,6 +49,9 @@ def write_case(case: Case, folder: Path) -> None:
             weight.normal_(0, 0.5 if "embed" in name else weight.shape[1] ** -0.5)
     model.save_pretrained(folder / "model")
     _tokenizer().save_pretrained(folder / "model")
+    settings = folder / "model" / "tokenizer_config.json"
+    # the name by which transformers 4, which the peer needs, knows it too
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
     generator = torch.Generator().manual_seed(case.seed)
     tokens = torch.randint(len(SPECIAL), len(SPECIAL) + N_WORDS, (case.n_tokens,), generator=generator)
     tokens[0] = 1

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from enum import IntEnum
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Integer, Shaped
+from jaxtyping import Bool, Float, Float64, Int, Integer, Shaped
 from numpy import ndarray
 
 from graphs.errors import GraphError
@@ -157,12 +157,11 @@ def logit_weights(graph: AttributionGraph) -> Float64[ndarray, "node"]:
 
 
 def subgraph(
-    graph: AttributionGraph, nodes: Bool[ndarray, "node"], edges: Bool[ndarray, "edge"] | None = None
+    graph: AttributionGraph, nodes: Bool[ndarray, "node"], edges: Int[ndarray, "kept"] | None = None
 ) -> AttributionGraph:
-    """The chosen nodes, renumbered in the same order, and the (chosen) edges between them."""
-    kept = nodes[graph.source] & nodes[graph.target]
-    if edges is not None:
-        kept &= edges
+    """The chosen nodes, renumbered in the same order, and the (numbered) edges between them."""
+    kept = np.flatnonzero(nodes[graph.target]) if edges is None else edges
+    kept = kept[nodes[graph.source[kept]] & nodes[graph.target[kept]]]
     number = np.cumsum(nodes, dtype=np.int32) - 1
     columns = {name: getattr(graph, name)[nodes] for name in NODE_COLUMNS}
     return replace(
@@ -181,7 +180,7 @@ def _frozen_column(name: str, values: ndarray) -> ndarray:
     column = given.astype(np.float32 if kept_single else _DTYPES.get(name, np.float64), copy=False)
     if column.ndim != 1:
         raise GraphError(f"column {name} has shape {column.shape}; give one value per {_axis(name)}.")
-    if np.issubdtype(column.dtype, np.integer) and not np.array_equal(column, given):
+    if column.dtype != given.dtype and np.issubdtype(column.dtype, np.integer) and not np.array_equal(column, given):
         raise GraphError(f"column {name} holds values that are no {column.dtype}; give whole numbers in range.")
     if column.dtype == np.object_ and not all(isinstance(text, str) for text in column):
         raise GraphError(f'column {name} holds values that are no text; give strings, "" where there is none.')
@@ -242,6 +241,8 @@ def _check_edges(graph: AttributionGraph) -> None:
     if not np.isfinite(graph.weight).all():
         broken = np.count_nonzero(~np.isfinite(graph.weight))
         raise GraphError(f"{broken} of {len(source)} edge weights are NaN or infinite; look for an overflow upstream.")
+    if ((target[1:] > target[:-1]) | ((target[1:] == target[:-1]) & (source[1:] > source[:-1]))).all():
+        return  # sorted, and so without doubles
     keys = np.sort(target.astype(np.int64) * n_nodes + source)
     double = np.flatnonzero(keys[1:] == keys[:-1])
     if len(double):

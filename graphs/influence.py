@@ -5,7 +5,7 @@ I = p·(Ã + Ã² + …) = p·((I - Ã)⁻¹ - I), where p holds the weights of 
 and 1 for other targets. "Logits" are all targets, also an explained feature.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
@@ -14,6 +14,7 @@ from scipy.sparse import csr_array
 
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind, logit_weights
+from graphs.incoming import TINY, Incoming, incoming, passed_back, received, with_targets
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Scores:
 def input_share(target: Int[ndarray, "edge"], weight: Float[ndarray, "edge"], n_nodes: int) -> Float64[ndarray, "edge"]:
     """Ã: the part of its target's input that an edge brings, |w| / Σ|w| over the target's incoming edges."""
     strength = np.abs(weight).astype(np.float64)
-    received = np.bincount(target, strength, minlength=n_nodes)
-    return strength / np.maximum(received[target], np.finfo(np.float64).tiny)
+    strengths = np.bincount(target, strength, minlength=n_nodes)
+    return strength / np.maximum(strengths[target], TINY)
 
 
 def influence_by_length(
@@ -57,12 +58,13 @@ def node_influence(
     weight: Float[ndarray, "edge"],
     logit_weight: Float[ndarray, "node"],
 ) -> Float64[ndarray, "node"]:
-    """Influence of every node on the logits, over paths of one edge or more.
+    """Influence of every node on the logits, over paths of one edge or more; every source precedes its target.
 
     A target passes its influence back to its sources in proportion to |weight|.
     Signs are ignored: a strongly inhibiting edge matters as much as an exciting one.
     """
-    return influence_by_length(source, target, weight, logit_weight)[1:].sum(axis=0)
+    edges = incoming(source, target, weight)
+    return passed_back(edges, received(edges), logit_weight) - logit_weight
 
 
 def edge_influence(
@@ -101,20 +103,46 @@ def score(graph: AttributionGraph, nodes: Bool[ndarray, "node"] | None = None) -
     its edges are first added, signed, to the error node of the same layer and position. Nothing enters a removed
     node. If nothing reaches tokens and errors, both scores are 0.
     """
-    flow = _flow(graph, None if nodes is None else nodes | always_kept(graph))
-    influence = node_influence(flow.source, flow.target, flow.weight, flow.logit_weight)
-    from_errors = influence[flow.is_error].sum()
-    from_tokens = influence[flow.is_token].sum()
+    edges = incoming(graph.source, graph.target, graph.weight)
+    kept = np.ones(graph.n_nodes, bool) if nodes is None else nodes | always_kept(graph)
+    edges = with_targets(edges, kept)
+    unexplained = (graph.kind == NodeKind.ERROR) | (~kept & (graph.kind == NodeKind.FEATURE))
+    explained = replace(edges, weight=np.where(unexplained[edges.source], 0, edges.weight))
+    from_errors = _folded(edges, unexplained, _places(graph))
+    total = received(explained) + from_errors
+    reach = passed_back(explained, total, logit_weights(graph))
+    followed = reach[edges.node] * (total > 0)
+    unknown = float((followed * from_errors / np.maximum(total, TINY)).sum())
+    known = float(reach[graph.kind == NodeKind.TOKEN].sum())
+    return Scores(_ratio(known, known + unknown), _ratio(float(followed.sum()) - unknown, float(followed.sum())))
 
-    share = input_share(flow.target, flow.weight, len(influence))
-    error_edge = flow.is_error[flow.source]
-    error_share = np.bincount(flow.target[error_edge], share[error_edge], minlength=len(influence))
-    has_inputs = np.bincount(flow.target, share, minlength=len(influence)) > 0
-    reach = (influence + flow.logit_weight) * has_inputs
-    return Scores(
-        replacement=_ratio(from_tokens, from_tokens + from_errors),
-        completeness=_ratio((reach * (1 - error_share)).sum(), reach.sum()),
-    )
+
+def _folded(edges: Incoming, folded: Bool[ndarray, "node"], place: Int[ndarray, "node"]) -> Float64[ndarray, "row"]:
+    """Per row what comes from the folded nodes: absolute values of the signed sums over each place."""
+    chosen = np.flatnonzero(folded[edges.source])
+    n_places = int(place.max(initial=0)) + 1
+    key = edges.row[chosen].astype(np.int64) * n_places + place[edges.source[chosen]]
+    weight = edges.weight[chosen].astype(np.float64)
+    if len(key):  # neighbours are of one place more often than not
+        start = np.concatenate([[0], np.flatnonzero(key[1:] != key[:-1]) + 1])
+        key, weight = key[start], np.add.reduceat(weight, start)
+    pair, group = np.unique(key, return_inverse=True)
+    size = np.abs(np.bincount(group, weight, minlength=len(pair)))
+    return np.bincount(pair // n_places, size, minlength=len(edges.node)).astype(np.float64)  # of nothing: whole
+
+
+def score_from(graph: AttributionGraph, influence: Float[ndarray, "node"]) -> Scores:
+    """The scores of a whole graph whose influence is known: nothing is computed from its edges.
+
+    What errors have is what the targets' inputs have from errors.
+    """
+    has_inputs = np.zeros(graph.n_nodes, bool)
+    has_inputs[graph.target] = True
+    reach = influence + logit_weights(graph)
+    unknown = float(reach[graph.kind == NodeKind.ERROR].sum())
+    known = float(reach[graph.kind == NodeKind.TOKEN].sum())
+    followed = float(reach[has_inputs].sum())
+    return Scores(_ratio(known, known + unknown), _ratio(followed - unknown, followed))
 
 
 def completeness_counting_leaves(graph: AttributionGraph) -> float:
@@ -134,51 +162,6 @@ def completeness_counting_leaves(graph: AttributionGraph) -> float:
 def always_kept(graph: AttributionGraph) -> Bool[ndarray, "node"]:
     """Tokens and logits: the ends of every explanation, which no pruning takes away."""
     return (graph.kind == NodeKind.TOKEN) | (graph.kind == NodeKind.LOGIT)
-
-
-@dataclass(frozen=True)
-class _Flow:
-    """The edges that scores look at. Error nodes that the graph lacks are numbered after its own nodes."""
-
-    source: Int[ndarray, "edge"]
-    target: Int[ndarray, "edge"]
-    weight: Float[ndarray, "edge"]
-    logit_weight: Float64[ndarray, "column"]
-    is_token: Bool[ndarray, "column"]
-    is_error: Bool[ndarray, "column"]
-
-
-def _flow(graph: AttributionGraph, kept: Bool[ndarray, "node"] | None) -> _Flow:
-    is_error, is_token = graph.kind == NodeKind.ERROR, graph.kind == NodeKind.TOKEN
-    if kept is None:
-        return _Flow(graph.source, graph.target, graph.weight, logit_weights(graph), is_token, is_error)
-    column = _error_columns(graph, removed=~kept & (graph.kind == NodeKind.FEATURE))
-    n_columns = max(int(column.max(initial=-1)) + 1, graph.n_nodes)
-    added = n_columns - graph.n_nodes
-
-    alive = kept[graph.target]
-    source, target = column[graph.source[alive]], graph.target[alive].astype(np.int64)
-    pair, edge = np.unique(target * n_columns + source, return_inverse=True)
-    return _Flow(
-        source=pair % n_columns,
-        target=pair // n_columns,
-        weight=np.bincount(edge, graph.weight[alive], minlength=len(pair)),
-        logit_weight=np.pad(logit_weights(graph), (0, added)),
-        is_token=np.pad(is_token, (0, added)),
-        is_error=np.pad(is_error, (0, added), constant_values=True),
-    )
-
-
-def _error_columns(graph: AttributionGraph, removed: Bool[ndarray, "node"]) -> Int[ndarray, "node"]:
-    """Per node the column its edges count in: its own, or for a removed feature that of the error beside it."""
-    place = _places(graph)
-    column = np.arange(graph.n_nodes)
-    errors = np.flatnonzero(graph.kind == NodeKind.ERROR)
-    places, group = np.unique(np.concatenate((place[errors], place[removed])), return_inverse=True)
-    of_place = graph.n_nodes + np.arange(len(places))
-    of_place[group[: len(errors)]] = errors
-    column[removed] = of_place[group[len(errors) :]]
-    return column
 
 
 def _places(graph: AttributionGraph) -> Int[ndarray, "node"]:

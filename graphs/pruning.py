@@ -3,35 +3,39 @@
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind, logit_weights, subgraph
-from graphs.influence import always_kept, edge_influence, node_influence, score
+from graphs.influence import always_kept, edge_influence, node_influence, score, score_from
 
 
 def prune(graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> AttributionGraph:
     """The nodes that hold `node_threshold` of all influence, and the edges that hold `edge_threshold` of what is left.
 
     Tokens and logits stay. The influence columns and the scores without `pruned_` remain those of the graph given,
-    so give the whole graph, not one that was pruned before. Thresholds of 1 drop only what has no influence.
+    so give the whole graph, not one that was pruned before; where it has no influence columns yet, it is computed.
+    Thresholds of 1 drop only what has no influence.
     """
     for name, threshold in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
         if not 0 < threshold <= 1:
             raise GraphError(f"{name} is {threshold}; give a share of the influence above 0 and at most 1.")
     weights = logit_weights(graph)
-    influence = node_influence(graph.source, graph.target, graph.weight, weights)
+    known = not np.isnan(graph.influence[graph.kind != NodeKind.LOGIT]).any()
+    influence = np.nan_to_num(graph.influence)
+    if not known:
+        influence = node_influence(graph.source, graph.target, graph.weight, weights)
     nodes = keep_largest(influence, node_threshold) | always_kept(graph)
 
     # influence is shared out anew among the nodes that are left
-    alive = np.flatnonzero(nodes[graph.source] & nodes[graph.target])
+    alive = np.flatnonzero(nodes[graph.target])
+    alive = alive[nodes[graph.source[alive]]]
     flow = edge_influence(graph.source[alive], graph.target[alive], graph.weight[alive], weights)
-    edges = np.zeros(graph.n_edges, dtype=bool)
-    edges[alive] = keep_largest(flow, edge_threshold)
+    alive = alive[keep_largest(flow, edge_threshold)]
 
-    nodes, edges = _without_loose_ends(graph, nodes, edges)
-    whole, pruned = score(graph), score(graph, nodes)
+    nodes, alive = _without_loose_ends(graph, nodes, alive)
+    whole, pruned = score_from(graph, influence), score(graph, nodes)
     info = replace(
         graph.info,
         replacement_score=whole.replacement,
@@ -39,7 +43,7 @@ def prune(graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshol
         pruned_replacement_score=pruned.replacement,
         pruned_completeness_score=pruned.completeness,
     )
-    return replace(subgraph(graph, nodes, edges), info=info)
+    return replace(subgraph(graph, nodes, alive), info=info)
 
 
 def keep_largest(scores: Float[ndarray, "entry"], threshold: float) -> Bool[ndarray, "entry"]:
@@ -57,15 +61,15 @@ def keep_largest(scores: Float[ndarray, "entry"], threshold: float) -> Bool[ndar
 
 
 def _without_loose_ends(
-    graph: AttributionGraph, nodes: Bool[ndarray, "node"], edges: Bool[ndarray, "edge"]
-) -> tuple[Bool[ndarray, "node"], Bool[ndarray, "edge"]]:
+    graph: AttributionGraph, nodes: Bool[ndarray, "node"], edges: Int[ndarray, "kept"]
+) -> tuple[Bool[ndarray, "node"], Int[ndarray, "left"]]:
     """Drop features and errors that feed nothing, and features that nothing feeds, until none is left."""
     feature, error = graph.kind == NodeKind.FEATURE, graph.kind == NodeKind.ERROR
     while True:
-        feeds = np.bincount(graph.source[edges], minlength=graph.n_nodes) > 0
-        is_fed = np.bincount(graph.target[edges], minlength=graph.n_nodes) > 0
+        feeds, is_fed = np.zeros((2, graph.n_nodes), bool)
+        feeds[graph.source[edges]] = is_fed[graph.target[edges]] = True
         kept = nodes & (feeds | ~(feature | error)) & (is_fed | ~feature)
         if np.array_equal(kept, nodes):
             return nodes, edges
         nodes = kept
-        edges = edges & nodes[graph.source] & nodes[graph.target]
+        edges = edges[nodes[graph.source[edges]] & nodes[graph.target[edges]]]

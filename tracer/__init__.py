@@ -5,7 +5,7 @@ from typing import Any
 
 _PUBLIC = {
     "ReplacementModel": "tracer.replacement",
-    "Sources": "tracer.rows",
+    "Sources": "tracer.sources",
     "Targets": "tracer.targets",
     "Trace": "tracer.pipeline",
     "TraceConfig": "tracer.config",

@@ -10,7 +10,8 @@ from numpy import ndarray
 
 from graphs import AttributionGraph, GraphInfo, NodeKind, cumulative_share
 from tracer.replacement import LocalReplacementModel
-from tracer.rows import Rows, Sources, attribution_rows, ignore
+from tracer.rows import Rows, attribution_rows, ignore
+from tracer.sources import Sources
 from tracer.targets import Targets
 
 
@@ -21,7 +22,7 @@ def attribute(
     sources: Sources | None = None,
     coverage: float = 0.99,
     max_features: int | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     labels: dict[tuple[int, int], str] | None = None,
     on_progress: Callable[[int, int], None] = ignore,
 ) -> AttributionGraph:
@@ -29,74 +30,67 @@ def attribute(
 
     `labels` names features by (layer, feature). For more targets on the same prompt prepare `Sources(local)` once.
     """
+    sources = sources or Sources(local)
     rows = attribution_rows(
         local, targets, sources=sources, coverage=coverage, max_features=max_features, batch_size=batch_size,
         on_progress=on_progress,
     )  # fmt: skip
-    return _assemble(local, targets, rows, labels or {})
+    return _assemble(sources, targets, rows, labels or {})
 
 
-def _assemble(
-    local: LocalReplacementModel, targets: Targets, rows: Rows, labels: dict[tuple[int, int], str]
-) -> AttributionGraph:
+def _assemble(sources: Sources, targets: Targets, rows: Rows, labels: dict[tuple[int, int], str]) -> AttributionGraph:
+    """Node columns: one entry per source, then the targets; then all in the order of nodes, where explained features
+    follow the other nodes of their layer."""
+    local = sources.local
     prompt, features = local.prompt, local.features
-    n_layers, n_positions, n_active = local.n_layers, local.n_positions, len(features.layer)
-    n_sources, n_targets = len(rows.influence), len(targets.names)
-
-    # One entry per source in the order of the rows' columns (features | errors | tokens), then the targets.
-    error_layer, error_position = np.divmod(np.arange(n_layers * n_positions), n_positions)
-    kind = np.repeat(
-        [NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN, NodeKind.LOGIT],
-        [n_active, n_layers * n_positions, n_positions, n_targets],
-    )
-    layer = np.concatenate([_numpy(features.layer), error_layer, np.full(n_positions, -1), targets.layers])
-    position = np.concatenate([_numpy(features.position), error_position, np.arange(n_positions), targets.positions])
-    feature = np.full(n_sources + n_targets, -1)
-    feature[:n_active] = _numpy(features.feature)
+    n_sources, n_targets = sources.n_sources, len(targets.names)
+    n = n_sources + n_targets
+    active = _numpy(sources.number)
+    kind = np.full(n, NodeKind.ERROR)
+    kind[: local.n_positions], kind[active], kind[n_sources:] = NodeKind.TOKEN, NodeKind.FEATURE, NodeKind.LOGIT
+    layer = np.concatenate([_numpy(sources.layer), targets.layers])
+    position = np.concatenate([_numpy(sources.position), targets.positions])
+    feature, token_id = np.full(n, -1), np.full(n, -1)
+    feature[active] = _numpy(features.feature)
     feature[n_sources:] = targets.features
-    token_id = np.full(n_sources + n_targets, -1)
-    token_id[n_sources - n_positions : n_sources] = prompt.token_ids
+    token_id[: local.n_positions] = prompt.token_ids
     token_id[n_sources:] = targets.token_ids
-    # Position 0 has no error: what its MLPs write is part of every target's bias.
-    exists = ~((kind == NodeKind.ERROR) & (position == 0))
-    # In a layer the kinds follow each other, and a feature that is explained comes last.
-    order = np.lexsort((feature, position, kind, layer))
-    order = order[exists[order]]
-    number = np.full(n_sources + n_targets, -1)
-    number[order] = np.arange(len(order))
 
-    effect = _numpy(rows.effect)
-    row, column = np.nonzero(effect)
-    row_entry = _row_entries(_numpy(rows.target), n_active, n_sources)
-    source, target, weight = number[column], number[row_entry[row]], effect[row, column]
-    by_target = np.lexsort((source, target))
+    order = np.concatenate([np.arange(n_sources), n_sources + _target_order(targets)])
+    order = order[np.argsort(layer[order], kind="stable")]
+    number = np.empty(n, dtype=np.int32)
+    number[order] = np.arange(n, dtype=np.int32)
+    entry = np.concatenate([active, np.arange(n_sources, n)])[_numpy(rows.target)]
+    source = _numpy(rows.source)
+    if (np.diff(number[:n_sources]) != 1).any():  # explained features stand between the layers
+        source = number[source]
 
-    empty = np.full(n_sources + n_targets, np.nan)
+    empty = np.full(n, np.nan)
     activation, pre_activation, bias, influence, probability = (empty.copy() for _ in range(5))
-    activation[:n_active] = _numpy(features.activation)
-    pre_activation[:n_active] = _numpy(features.pre_activation)
+    activation[active] = _numpy(features.activation)
+    pre_activation[active] = _numpy(features.pre_activation)
     pre_activation[n_sources:] = _numpy(targets.value)
-    bias[row_entry] = _numpy(rows.bias)
+    bias[entry] = _numpy(rows.bias)
     influence[:n_sources] = _numpy(rows.influence)
     probability[n_sources:] = _numpy(targets.weight)
     cumulative = empty.copy()
     cumulative[:n_sources] = cumulative_share(influence[:n_sources])
     return AttributionGraph(
-        info=_info(local, rows, n_active),
+        info=_info(local, rows, len(active)),
         kind=kind[order], layer=layer[order], position=position[order], feature=feature[order],
         token_id=token_id[order], activation=activation[order], pre_activation=pre_activation[order],
         bias=bias[order], influence=influence[order], cumulative_influence=cumulative[order],
         probability=probability[order],
         token=_texts([*(prompt.tokens[p] for p in position[:n_sources]), *targets.names])[order],
         word=_texts([*(prompt.words[p] for p in position[:n_sources]), *(n.strip() for n in targets.names)])[order],
-        label=_texts([labels.get((int(a), int(b)), "") for a, b in zip(layer, feature, strict=True)])[order],
-        source=source[by_target], target=target[by_target], weight=weight[by_target],
+        label=_texts([labels.get(key, "") for key in zip(layer.tolist(), feature.tolist(), strict=True)])[order],
+        source=source, target=np.repeat(number[entry], np.diff(_numpy(rows.start))), weight=_numpy(rows.effect),
     )  # fmt: skip
 
 
-def _row_entries(target: ndarray, n_active: int, n_sources: int) -> ndarray:
-    """Row targets in the numbering of sources and targets: explained targets come after all sources."""
-    return np.where(target < n_active, target, target - n_active + n_sources)
+def _target_order(targets: Targets) -> ndarray:
+    """By position, then feature; those of one place as they were given."""
+    return np.lexsort((targets.features, targets.positions))
 
 
 def _info(local: LocalReplacementModel, rows: Rows, n_active: int) -> GraphInfo:

@@ -29,8 +29,8 @@ class TraceConfig:
     """Attribute features until at most 1 − coverage of each layer's influence is left out; 1 attributes all."""
     max_features: int | None = None
     """Attribute at most this many features."""
-    batch_size: int = 256
-    """Rows computed at once; does not change them."""
+    batch_size: int | None = None
+    """Rows computed at once, by default what suits the prompt's length; does not change them."""
     node_threshold: float = 0.8
     """Keep the most influential nodes until they hold this share of all influence."""
     edge_threshold: float = 0.98

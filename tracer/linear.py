@@ -2,10 +2,10 @@
 
 With attention patterns and norm denominators constant, a layer adds N' W_O A W_V N x to the residual stream (N the norm
 before attention, N' the one after it, where the family has them). A cotangent at the layer's output comes out at its
-input as g + Nᵀ W_Vᵀ Aᵀ W_Oᵀ N'ᵀ g ("Circuit Tracing", appendix).
+input as g + Nᵀ W_Vᵀ Aᵀ W_Oᵀ N'ᵀ g ("Circuit Tracing", appendix). Both norms are multiplied into A, W_V and W_O once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,10 @@ class FrozenNorm:
         """The norm of a residual stream of this prompt, less the bias."""
         return self._centred(x) * self.gain * self.scale[: x.shape[-2], None]
 
+    def apply_at(self, x: Float[Tensor, "row d_model"], position: Int[Tensor, " row"]) -> Float[Tensor, "row d_model"]:
+        """The same for vectors that each live at one position."""
+        return self._centred(x) * self.gain * self.scale[position, None]
+
     def transpose(self, g: Float[Tensor, "*batch position d_model"]) -> Float[Tensor, "*batch position d_model"]:
         """Cotangents at the norm's output → at its input; positions may stop before the prompt's end."""
         return self._centred(g * self.gain * self.scale[: g.shape[-2], None])
@@ -45,44 +49,45 @@ class FrozenNorm:
 
 @dataclass(frozen=True)
 class FrozenAttention:
-    """One layer's attention with its pattern held, the norms around it included."""
+    """One layer's attention with its pattern held; the norms before and after it are part of the three factors."""
 
-    norm: FrozenNorm
     pattern: Float[Tensor, "head position position"]
-    """Weight of each source position (last axis) for each target position; a sink may leave less than 1 in all."""
+    """Weight of each source position (last axis) for each target position, times the norms' scales at both."""
     W_V: Float[Tensor, "kv_head d_head d_model"]
     W_O: Float[Tensor, "d_model head d_head"]
-    post_norm: FrozenNorm
     constant: Float[Tensor, "position d_model"]
     """What the biases of norms and projections add."""
 
     def apply(self, x: Float[Tensor, "position d_model"]) -> Float[Tensor, "position d_model"]:
         """What attention adds to the residual stream x, less the constant."""
-        return self.post_norm.apply(self._moved(torch.einsum("pd,vkd->vpk", self.norm.apply(x), self.W_V)))
+        value = torch.einsum("pd,vkd->vpk", x, self.W_V)
+        return _moved(self.pattern, value, self.W_O)
 
-    def _moved(self, value: Float[Tensor, "kv_head position d_head"]) -> Float[Tensor, "position d_model"]:
-        value = value.repeat_interleave(self.pattern.shape[0] // self.W_V.shape[0], dim=0)
-        return torch.einsum("htp,hpk,dhk->td", self.pattern, value, self.W_O)
-
-    def transpose(self, cotangent: Float[Tensor, "target p d_model"]) -> Float[Tensor, "target p d_model"]:
-        """Cotangents at attention's output → at its input; `p` may stop before the prompt's end (causality)."""
-        n = cotangent.shape[1]
-        per_head = torch.einsum("btd,dhk->hbtk", self.post_norm.transpose(cotangent), self.W_O)
-        moved = torch.einsum("htp,hbtk->hbpk", self.pattern[:, :n, :n], per_head)
-        return self._through_values(moved)
+    def transpose(
+        self, cotangent: Float[Tensor, "target p d_model"], onto: Float[Tensor, "target p d_model"]
+    ) -> Float[Tensor, "target p d_model"]:
+        """`onto` plus cotangents at attention's output → at its input; `p` may stop before the prompt's end."""
+        n_targets, n, d_model = cotangent.shape
+        n_kv, d_head = self.W_V.shape[:2]
+        per_head = cotangent.reshape(-1, d_model) @ self.W_O.flatten(1)
+        per_head = per_head.view(n_targets, n, n_kv, -1, d_head).permute(3, 2, 1, 0, 4)
+        patterns = self.pattern.unflatten(0, (n_kv, -1)).transpose(0, 1)
+        # Query heads that share a value head meet before W_V: one product less for each of them.
+        moved = cotangent.new_zeros(n_kv, n, n_targets * d_head)
+        for pattern, heads in zip(patterns, per_head, strict=True):
+            moved.baddbmm_(pattern[:, :n, :n].mT, heads.reshape(n_kv, n, -1))
+        values = moved.view(n_kv, n, n_targets, d_head).permute(2, 1, 0, 3).reshape(n_targets * n, -1)
+        return torch.addmm(onto.reshape(-1, d_model), values, self.W_V.flatten(0, 1)).view_as(cotangent)
 
     def transpose_at(
         self, cotangent: Float[Tensor, "target d_model"], position: Int[Tensor, " target"], n: int
     ) -> Float[Tensor, "target {n} d_model"]:
-        """The same for cotangents that each live at one position: the cheap first step down."""
-        per_head = torch.einsum("bd,dhk->hbk", self.post_norm.transpose_at(cotangent, position), self.W_O)
-        moved = torch.einsum("hbp,hbk->hbpk", self.pattern[:, position, :n], per_head)
-        return self._through_values(moved)
-
-    def _through_values(self, moved: Float[Tensor, "head target p d_head"]) -> Float[Tensor, "target p d_model"]:
-        """Sum the query heads that share a value head, then back through W_V and the norm."""
-        grouped = moved.unflatten(0, (self.W_V.shape[0], -1)).sum(1)
-        return self.norm.transpose(torch.einsum("vbpk,vkd->bpd", grouped, self.W_V))
+        """Cotangents that each live at one position → at the input's first n positions: the cheap first step down."""
+        n_kv = len(self.W_V)
+        per_head = torch.einsum("bd,dhk->hbk", cotangent, self.W_O).unflatten(0, (n_kv, -1))
+        patterns = self.pattern[:, position, :n].unflatten(0, (n_kv, -1))
+        moved = torch.einsum("vgbp,vgbk->bpvk", patterns, per_head)
+        return moved.reshape(len(cotangent), n, -1) @ self.W_V.flatten(0, 1)
 
 
 def freeze_norm(
@@ -110,9 +115,20 @@ def freeze_attention(
     W_V, b_V, W_O, b_O = (
         part.detach().to(dtype) for part in (projections.W_V, projections.b_V, projections.W_O, projections.b_O)
     )
-    zero = torch.zeros(pattern.shape[1], W_O.shape[0], dtype=dtype, device=pattern.device)
-    frozen = FrozenAttention(norm, pattern, W_V, W_O, post_norm, zero)
     value = torch.einsum("d,vkd->vk", norm.bias, W_V) + b_V
-    moved = frozen._moved(value[:, None].expand(-1, pattern.shape[1], -1))
+    moved = _moved(pattern, value[:, None].expand(-1, pattern.shape[1], -1), W_O)
     constant = post_norm.apply(moved + b_O) + post_norm.bias
-    return FrozenAttention(norm, pattern, W_V, W_O, post_norm, constant)
+    # Norms mix d_model and scale positions, so the one goes into the weights, the other into the pattern.
+    one = torch.ones_like(norm.scale)
+    W_V = replace(norm, scale=one[:1]).transpose(W_V.flatten(0, 1)[:, None])[:, 0].view_as(W_V)
+    W_O = replace(post_norm, scale=one[:1]).apply(W_O.flatten(1).T[:, None])[:, 0].T.reshape(W_O.shape)
+    return FrozenAttention(pattern * post_norm.scale[:, None] * norm.scale, W_V, W_O, constant)
+
+
+def _moved(
+    pattern: Float[Tensor, "head position position"],
+    value: Float[Tensor, "kv_head position d_head"],
+    W_O: Float[Tensor, "d_model head d_head"],
+) -> Float[Tensor, "position d_model"]:
+    value = value.repeat_interleave(pattern.shape[0] // value.shape[0], dim=0)
+    return torch.einsum("htp,hpk,dhk->td", pattern, value, W_O)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from graphs import AttributionGraph, GraphInfo, NodeKind
+from graphs import AttributionGraph, GraphInfo, NodeKind, cumulative_share, node_influence
 
 KINDS = {"t": NodeKind.TOKEN, "f": NodeKind.FEATURE, "e": NodeKind.ERROR, "l": NodeKind.LOGIT}
 
@@ -85,6 +85,9 @@ def _random_graph(
     words = np.array([info.words[p] for p in position], dtype=object)
     words[kind == NodeKind.LOGIT] = ["Austin", "Dallas", "Paris"]
     label = np.where((kind == NodeKind.FEATURE) & (random.random(len(kind)) < 0.5), "about something", "")
+    weight = random.normal(size=len(source))
+    probability = np.where(kind == NodeKind.LOGIT, random.dirichlet(np.ones(4))[0], np.nan)
+    influence = np.where(is_source, node_influence(source, target, weight, np.nan_to_num(probability)), np.nan)
     return AttributionGraph(
         info=info,
         kind=kind.astype(np.uint8),
@@ -95,15 +98,15 @@ def _random_graph(
         activation=np.where(kind == NodeKind.FEATURE, random.random(len(kind)), np.nan),
         pre_activation=np.where(is_target, random.normal(size=len(kind)), np.nan),
         bias=np.where(is_target, random.normal(size=len(kind)), np.nan),
-        influence=np.where(is_source, random.random(len(kind)), np.nan),
-        cumulative_influence=np.where(is_source, random.random(len(kind)), np.nan),
-        probability=np.where(kind == NodeKind.LOGIT, random.dirichlet(np.ones(4))[0], np.nan),
+        influence=influence,
+        cumulative_influence=cumulative_share(influence),
+        probability=probability,
         token=words,
         word=words,
         label=label.astype(object),
         source=source,
         target=target,
-        weight=random.normal(size=len(source)),
+        weight=weight,
     )
 
 

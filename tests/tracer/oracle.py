@@ -1,4 +1,4 @@
-"""Direct effects by autograd through the real model: nothing of `tracer.linear` and `tracer.rows` is used."""
+"""Direct effects by autograd through the real model: nothing of `tracer.linear` and `tracer.sweep` is used."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from tracer.replacement import LocalReplacementModel, ReplacementModel
+from tracer.rows import Rows
+from tracer.sources import Sources
 from tracer.targets import Targets
 from transcoders.activations import read_site, write_site
 from transcoders.families import dissect
@@ -38,6 +40,21 @@ def jacobian(replacement: ReplacementModel, local: LocalReplacementModel, target
             second = torch.autograd.grad(curvature, strength, allow_unused=True)[0]
             assert second is None or second.abs().max() == 0, "something non-linear was left unfrozen"
     return torch.stack(values).detach(), torch.stack(rows).detach()
+
+
+def dense(rows: Rows, sources: Sources) -> Tensor:
+    """Rows in the columns of `jacobian`."""
+    n_layers, n_positions = sources.local.n_layers, sources.local.n_positions
+    column = torch.empty(sources.n_sources, dtype=torch.int64)
+    column[:n_positions] = sources.n_active + n_layers * n_positions + torch.arange(n_positions)
+    is_error = torch.ones(sources.n_sources, dtype=torch.bool)
+    is_error[:n_positions] = is_error[sources.number] = False
+    column[sources.number] = torch.arange(sources.n_active)
+    column[is_error] = (sources.n_active + sources.layer * n_positions + sources.position)[is_error]
+    result = rows.effect.new_zeros(len(rows.target), sources.n_active + (n_layers + 1) * n_positions)
+    row = torch.repeat_interleave(torch.arange(len(rows.target)), rows.start.diff())
+    result[row, column[rows.source.long()]] = rows.effect
+    return result
 
 
 @contextmanager

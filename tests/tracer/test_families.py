@@ -7,9 +7,10 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from tests.tracer.conftest import tiny_tokenizer
 from tests.tracer.families import CONFIGS, tiny_model
-from tests.tracer.oracle import jacobian
+from tests.tracer.oracle import dense, jacobian
 from tracer.replacement import LocalReplacementModel, ReplacementModel, linear_logits
 from tracer.rows import attribution_rows
+from tracer.sources import Sources
 from tracer.targets import Targets, token_targets, top_tokens
 from transcoders import CrossLayerTranscoder, TranscoderConfig, TranscoderError
 from transcoders.activations import mlp_activations, recording
@@ -64,7 +65,9 @@ def test_edges_are_what_autograd_finds_in_the_real_model(traced):
     replacement, local, targets = traced
     values, expected = jacobian(replacement, local, targets)
     rows = attribution_rows(local, targets, coverage=1.0)
-    torch.testing.assert_close(rows.effect, expected[rows.target], atol=1e-4 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(
+        dense(rows, Sources(local)), expected[rows.target], atol=1e-4 * float(expected.abs().max()), rtol=0
+    )
     pre_activation = torch.cat([local.features.pre_activation, targets.value - targets.bias])
     torch.testing.assert_close(values, pre_activation, atol=1e-4 * float(values.abs().max()), rtol=0)
 

@@ -9,10 +9,12 @@ import torch
 from graphs import NodeKind, node_influence, score
 from graphs.graph import logit_weights
 from tests.tracer.conftest import tiny_llama, tiny_tokenizer
+from tests.tracer.oracle import dense
 from tracer.attribution import attribute
 from tracer.errors import TraceError
 from tracer.replacement import ReplacementModel, linear_logits
 from tracer.rows import attribution_rows
+from tracer.sources import Sources
 from tracer.targets import difference_target, token_targets, top_tokens
 from transcoders import CrossLayerTranscoder, TranscoderConfig
 
@@ -65,6 +67,7 @@ def test_batch_size_does_not_change_rows(local, batch_size):
     expected = attribution_rows(local, targets_of(local), coverage=1.0)
     rows = attribution_rows(local, targets_of(local), coverage=1.0, batch_size=batch_size)
     assert torch.equal(rows.target, expected.target)
+    assert torch.equal(rows.source, expected.source)
     torch.testing.assert_close(rows.effect, expected.effect, atol=1e-5, rtol=1e-5)
 
 
@@ -98,7 +101,8 @@ def test_a_limit_on_features_is_kept_and_the_coverage_it_gave_reported(local):
 def test_a_difference_is_the_difference_of_two_rows(local):
     both = attribution_rows(local, token_targets(local, (5, 9), ("a", "b")), coverage=1.0)
     one = attribution_rows(local, difference_target(local, 5, 9, "a − b"), coverage=1.0)
-    torch.testing.assert_close(one.effect[0], both.effect[0] - both.effect[1], atol=1e-5, rtol=1e-5)
+    one, both = (dense(rows, Sources(local)) for rows in (one, both))
+    torch.testing.assert_close(one[-1], both[-2] - both[-1], atol=1e-5, rtol=1e-5)
 
 
 def test_a_transcoder_that_equals_the_mlps_leaves_no_error():

@@ -8,12 +8,13 @@ import torch
 from graphs import GraphStore, NodeKind, prune, strongest_paths
 from tests.tracer.conftest import tiny_llama, tiny_tokenizer, tiny_transcoder
 from tests.tracer.families import tiny_model
-from tests.tracer.oracle import jacobian
+from tests.tracer.oracle import dense, jacobian
 from tests.tracer.test_families import HOOKS, random_transcoder
 from tracer.attribution import attribute
 from tracer.errors import TraceError
 from tracer.replacement import LocalReplacementModel, ReplacementModel
-from tracer.rows import Sources, attribution_rows
+from tracer.rows import attribution_rows
+from tracer.sources import Sources
 from tracer.targets import (
     Targets,
     difference_target,
@@ -76,7 +77,9 @@ def frozen(wide) -> tuple[LocalReplacementModel, Targets, torch.Tensor, torch.Te
 def test_edges_of_every_kind_are_what_autograd_finds_in_the_real_model(frozen):
     local, targets, values, expected, precision = frozen
     rows = attribution_rows(local, targets, coverage=1.0)
-    torch.testing.assert_close(rows.effect, expected[rows.target], atol=precision * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(
+        dense(rows, Sources(local)), expected[rows.target], atol=precision * float(expected.abs().max()), rtol=0
+    )
     pre_activation = torch.cat([local.features.pre_activation, targets.value - targets.bias])
     torch.testing.assert_close(values, pre_activation, atol=precision * float(values.abs().max()), rtol=0)
     assert rows.conservation_error < precision
@@ -96,13 +99,14 @@ def test_several_at_once_have_the_rows_they_have_alone(frozen):
     local, targets, *_ = frozen
     together = attribution_rows(local, targets, coverage=1.0, batch_size=2)
     n_active = len(local.features.layer)
-    by_number = dict(zip(together.target.tolist(), together.effect, strict=True))
+    sources = Sources(local)
+    by_number = dict(zip(together.target.tolist(), dense(together, sources), strict=True))
     for number, name in enumerate(targets.names):
         columns = {
             field.name: getattr(targets, field.name)[number : number + 1] for field in dataclasses.fields(targets)
         }
         alone = attribution_rows(local, Targets(**columns), coverage=0.5, max_features=1)
-        row = alone.effect[alone.target == n_active][0]
+        row = dense(alone, sources)[alone.target == n_active][0]
         torch.testing.assert_close(row, by_number[n_active + number], atol=1e-12, rtol=0, msg=name)
 
 
@@ -114,7 +118,8 @@ def test_the_row_of_a_feature_target_is_that_of_the_feature(local):
     features = local.features
     [own] = ((features.layer == 2) & (features.position == MIDDLE) & (features.feature == feature)).nonzero()[:, 0]
     as_feature, as_target = (int((rows.target == number).nonzero()) for number in (own, len(features.layer)))
-    torch.testing.assert_close(rows.effect[as_feature], rows.effect[as_target])
+    effect = dense(rows, Sources(local))
+    torch.testing.assert_close(effect[as_feature], effect[as_target])
     assert float(rows.bias[as_feature]) == pytest.approx(float(rows.bias[as_target]))
 
 
@@ -175,7 +180,9 @@ def test_sources_prepared_once_serve_every_target_of_the_prompt(replacement, loc
     sources = Sources(local)
     for targets in of_every_kind_at_the_end(local):
         prepared = attribution_rows(local, targets, sources=sources)
-        assert torch.equal(prepared.effect, attribution_rows(local, targets).effect)
+        anew = attribution_rows(local, targets)
+        assert torch.equal(prepared.source, anew.source)
+        assert torch.equal(prepared.effect, anew.effect)
         assert attribute(local, targets, sources=sources).info.logits_error == prepared.logits_error
     other = replacement.localize(replacement.tokenize("w3 w1"))
     with pytest.raises(TraceError, match="those of another prompt"):

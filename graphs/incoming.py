@@ -1,0 +1,95 @@
+"""Edges grouped by their target, and influence carried back along them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int
+from numpy import ndarray
+
+from graphs.errors import GraphError
+
+TINY = float(np.finfo(np.float64).tiny)
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """Edges in the order of their targets; each target with edges is a row."""
+
+    source: Int[ndarray, "edge"]
+    weight: Float[ndarray, "edge"]
+    node: Int[ndarray, "row"]
+    """The target of each row, ascending."""
+    start: Int[ndarray, "row"]
+    """Where its edges start."""
+    count: Int[ndarray, "row"]
+
+    @property
+    def row(self) -> Int[ndarray, "edge"]:
+        """The row of each edge."""
+        return np.repeat(np.arange(len(self.node), dtype=np.int32), self.count)
+
+
+def incoming(source: Int[ndarray, "edge"], target: Int[ndarray, "edge"], weight: Float[ndarray, "edge"]) -> Incoming:
+    """Group edges by target; every source must precede its target."""
+    if (source >= target).any():
+        raise GraphError(
+            "the edges form a cycle or run backward, so influence has no end; number the nodes so that every source "
+            "precedes its target."
+        )
+    if (target[1:] < target[:-1]).any():
+        order = np.argsort(target, kind="stable")
+        source, target, weight = source[order], target[order], weight[order]
+    start = np.concatenate([np.zeros(min(1, len(target)), int), np.flatnonzero(target[1:] != target[:-1]) + 1])
+    return Incoming(source, weight, target[start], start, np.diff(start, append=len(target)))
+
+
+def with_targets(edges: Incoming, kept: Bool[ndarray, "node"]) -> Incoming:
+    """Only the rows whose target is kept."""
+    rows = kept[edges.node]
+    if rows.all():
+        return edges
+    alive = np.repeat(rows, edges.count)
+    count = edges.count[rows]
+    return Incoming(edges.source[alive], edges.weight[alive], edges.node[rows], count.cumsum() - count, count)
+
+
+def received(edges: Incoming) -> Float64[ndarray, "row"]:
+    """Σ|w| of each row."""
+    if len(edges.node) == 0:
+        return np.zeros(0)
+    return np.add.reduceat(np.abs(edges.weight), edges.start, dtype=np.float64)
+
+
+def passed_back(
+    edges: Incoming, total: Float64[ndarray, "row"], reach: Float[ndarray, "node"]
+) -> Float64[ndarray, "node"]:
+    """What reaches every node when each target passes what reaches it to its sources, in the parts |w| / total.
+
+    `reach` is what each node has to begin with. One pass: rows of one level are fed by lower nodes only, so what
+    reaches them is final when their turn comes.
+    """
+    result = reach.astype(np.float64)
+    for first, end in _levels(edges):
+        part = slice(edges.start[first], edges.start[end - 1] + edges.count[end - 1])
+        each = result[edges.node[first:end]] / np.maximum(total[first:end], TINY)
+        passed = np.abs(edges.weight[part]) * np.repeat(each, edges.count[first:end])
+        below = int(edges.node[first])
+        result[:below] += np.bincount(edges.source[part], passed, minlength=below)
+    return result
+
+
+def _levels(edges: Incoming) -> Iterator[tuple[int, int]]:
+    """Runs of rows that feed none of each other, from the last to the first."""
+    if len(edges.node) == 0:
+        return
+    highest_source = np.maximum.reduceat(edges.source, edges.start).tolist()
+    node = edges.node.tolist()
+    end = len(node)
+    while end:
+        first, highest = end - 1, highest_source[end - 1]
+        while first and highest < node[first - 1]:
+            first -= 1
+            highest = max(highest, highest_source[first])
+        yield first, end
+        end = first

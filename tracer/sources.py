@@ -1,0 +1,106 @@
+"""What feeds each MLP output, position by position, ready for matrix products: prepared once per prompt.
+
+Sources are numbered as the nodes of the graph are: tokens, then layer by layer the active features and the errors (none
+at position 0). Columns hold the same sources by position first: at any layer, those of one position that can write
+there are one contiguous block.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tracer.replacement import LocalReplacementModel, linear_logits
+
+
+class Sources:
+    """The sources of one prompt: where each stands, and what it writes into every MLP output."""
+
+    @torch.no_grad()
+    def __init__(self, local: LocalReplacementModel) -> None:
+        self.local = local
+        features, n_layers, n_positions = local.features, local.n_layers, local.n_positions
+        device = local.error.device
+        self.n_active = len(features.layer)
+        per_layer = torch.bincount(features.layer, minlength=n_layers).tolist()
+        self.first: list[int] = [n_positions]
+        """[layer]: the number of its first source; of layer n_layers, how many sources there are."""
+        for n in per_layer:
+            self.first.append(self.first[-1] + n + n_positions - 1)
+        layers, positions = [torch.full((n_positions,), -1)], [torch.arange(n_positions)]
+        for layer, n in enumerate(per_layer):
+            layers.append(torch.full((n + n_positions - 1,), layer))
+            positions += [features.position[features.layer == layer].cpu(), torch.arange(1, n_positions)]
+        self.layer, self.position = torch.cat(layers).to(device), torch.cat(positions).to(device)
+        """Per source; a token's layer is −1."""
+        self.number = torch.arange(self.n_active, device=device) + n_positions + features.layer * (n_positions - 1)
+        """Of each active feature among the sources."""
+        self._first_active = [0, *torch.tensor(per_layer).cumsum(0).tolist()]
+
+        order = (self.position * (n_layers + 1) + self.layer + 1).argsort(stable=True)
+        self.column = torch.empty_like(order)
+        """Of each source."""
+        self.column[order] = torch.arange(len(order), device=device)
+        place = self.position[order] * (n_layers + 1) + self.layer[order] + 1
+        self._start = torch.searchsorted(place, torch.arange(n_positions * (n_layers + 1) + 1, device=device)).tolist()
+        self._writes = [self._written(layer) for layer in range(n_layers)]
+        """Per layer the vectors that sources write there, in the order of their columns, position after position."""
+        self.constant = [self._constant(layer) for layer in range(n_layers)]
+        """Per layer what is added to the residual stream and is no node."""
+        self.logits_error = _relative_difference(linear_logits(local), local.logits)
+        """Law 1 is about the prompt, whatever is explained: checked once."""
+
+    @property
+    def n_sources(self) -> int:
+        return self.first[-1]
+
+    def below(self, layer: int, n: int) -> Int[Tensor, " source"]:
+        """The sources below a layer at the first n positions: all that can have an effect on a target there."""
+        return (self.position[: self.first[layer]] < n).nonzero()[:, 0]
+
+    def writes(self, layer: int, n: int) -> Iterator[tuple[slice, Float[Tensor, "source d_model"]]]:
+        """For each of the first n positions the columns that can write to a layer's MLP output, and what they write."""
+        lowest = self.local.transcoder.config.sources(layer).start
+        offset = 0
+        for position in range(n):
+            columns = self._columns(position, lowest, layer)
+            end = offset + columns.stop - columns.start
+            yield columns, self._writes[layer][offset:end]
+            offset = end
+
+    def tokens(self, n: int) -> Int[Tensor, " position"]:
+        """Columns of the first n tokens."""
+        return self.column[:n]
+
+    def _columns(self, position: int, lowest: int, highest: int) -> slice:
+        """Columns of one position's sources from one layer to another."""
+        first = position * (self.local.n_layers + 1) + 1
+        return slice(self._start[first + lowest], self._start[first + highest + 1])
+
+    def _written(self, to: int) -> Float[Tensor, "column d_model"]:
+        local = self.local
+        features, sources = local.features, local.transcoder.config.sources(to)
+        spans = [self._columns(position, sources.start, to) for position in range(local.n_positions)]
+        shift = torch.tensor([span.start for span in spans])
+        shift[1:] -= torch.tensor([span.stop - span.start for span in spans]).cumsum(0)[:-1]
+        shift = shift.to(local.error.device)
+        written = local.error.new_zeros(sum(span.stop - span.start for span in spans), local.error.shape[-1])
+        for source in sources:
+            here = slice(self._first_active[source], self._first_active[source + 1])
+            position = features.position[here]
+            rows = local.decoders[source][:, to - source].to(written.dtype) * features.activation[here, None]
+            slot = self.column[self.number[here]] - shift[position]
+            written[slot] = local.writing[to].apply_at(rows, position)
+        errors = torch.arange(self.first[to + 1] - local.n_positions + 1, self.first[to + 1], device=shift.device)
+        position = self.position[errors]
+        written[self.column[errors] - shift[position]] = local.writing[to].apply_at(local.error[to, 1:], position)
+        return written
+
+    def _constant(self, layer: int) -> Float[Tensor, "position d_model"]:
+        local, writing = self.local, self.local.writing[layer]
+        return writing.apply(local.constant[layer]) + writing.bias + local.attention[layer].constant
+
+
+def _relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
