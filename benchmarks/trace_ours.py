@@ -29,6 +29,7 @@ def main() -> None:
     replacement = ReplacementModel.load(options.case / "model", options.case / "transcoder")
     attribution, pruning = [], []
     for _ in range(options.repeats):
+        graph = pruned = None  # or the last one would count in the peak
         start = time.perf_counter()
         local = replacement.localize(replacement.tokenize(prompt))
         graph = attribute(local, choose_targets(replacement, local, TraceConfig()), coverage=options.coverage)

@@ -8,12 +8,14 @@ columns, never by its number.
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Integer, Shaped
 from numpy import ndarray
 
 from graphs.errors import GraphError
+from graphs.incoming import Incoming, incoming
 
 
 class NodeKind(IntEnum):
@@ -132,6 +134,11 @@ class AttributionGraph:
 
     __hash__ = None  # type: ignore[assignment]
 
+    @cached_property
+    def incoming(self) -> Incoming:
+        """The edges grouped by their targets."""
+        return incoming(self.source, self.target, self.weight)
+
     @property
     def n_nodes(self) -> int:
         return len(self.kind)
@@ -159,9 +166,8 @@ def logit_weights(graph: AttributionGraph) -> Float64[ndarray, "node"]:
 def subgraph(
     graph: AttributionGraph, nodes: Bool[ndarray, "node"], edges: Int[ndarray, "kept"] | None = None
 ) -> AttributionGraph:
-    """The chosen nodes, renumbered in the same order, and the (numbered) edges between them."""
-    kept = np.flatnonzero(nodes[graph.target]) if edges is None else edges
-    kept = kept[nodes[graph.source[kept]] & nodes[graph.target[kept]]]
+    """The chosen nodes, renumbered in the same order, and the edges between them (or those of them with a number)."""
+    kept = np.flatnonzero(nodes[graph.source] & nodes[graph.target]) if edges is None else edges
     number = np.cumsum(nodes, dtype=np.int32) - 1
     columns = {name: getattr(graph, name)[nodes] for name in NODE_COLUMNS}
     return replace(
@@ -232,22 +238,18 @@ def _check_edges(graph: AttributionGraph) -> None:
         return
     if min(source.min(), target.min()) < 0 or max(source.max(), target.max()) >= n_nodes:
         raise GraphError(f"an edge names a node that does not exist; sources and targets are 0 … {n_nodes - 1}.")
-    backward = int(np.count_nonzero(source >= target))
-    if backward:
-        raise GraphError(
-            f"{backward} of {len(source)} edges run backward; sort nodes by layer so that every source precedes its "
-            "target."
-        )
     if not np.isfinite(graph.weight).all():
         broken = np.count_nonzero(~np.isfinite(graph.weight))
         raise GraphError(f"{broken} of {len(source)} edge weights are NaN or infinite; look for an overflow upstream.")
-    if ((target[1:] > target[:-1]) | ((target[1:] == target[:-1]) & (source[1:] > source[:-1]))).all():
-        return  # sorted, and so without doubles
-    keys = np.sort(target.astype(np.int64) * n_nodes + source)
-    double = np.flatnonzero(keys[1:] == keys[:-1])
-    if len(double):
-        node, end = int(keys[double[0]] % n_nodes), int(keys[double[0]] // n_nodes)
-        raise GraphError(f"edge {node} → {end} is given twice; add the weights and give it once.")
+    edges = graph.incoming
+    again = edges.source[1:] <= edges.source[:-1]
+    again[edges.start[1:] - 1] = False
+    if again.any():
+        keys = np.sort(target.astype(np.int64) * n_nodes + source)
+        double = keys[1:][keys[1:] == keys[:-1]]
+        if len(double):
+            node, end = int(double[0] % n_nodes), int(double[0] // n_nodes)
+            raise GraphError(f"edge {node} → {end} is given twice; add the weights and give it once.")
 
 
 def _equal(ours: ndarray, theirs: ndarray) -> bool:

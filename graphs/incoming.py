@@ -18,6 +18,8 @@ class Incoming:
 
     source: Int[ndarray, "edge"]
     weight: Float[ndarray, "edge"]
+    number: Int[ndarray, "edge"] | None
+    """Of each among the edges as they were given; None if they are the same in the same order."""
     node: Int[ndarray, "row"]
     """The target of each row, ascending."""
     start: Int[ndarray, "row"]
@@ -32,26 +34,40 @@ class Incoming:
 
 def incoming(source: Int[ndarray, "edge"], target: Int[ndarray, "edge"], weight: Float[ndarray, "edge"]) -> Incoming:
     """Group edges by target; every source must precede its target."""
-    if (source >= target).any():
+    backward = int(np.count_nonzero(source >= target))
+    if backward:
         raise GraphError(
-            "the edges form a cycle or run backward, so influence has no end; number the nodes so that every source "
+            f"{backward} of {len(source)} edges run backward; sort nodes by layer so that every source "
             "precedes its target."
         )
+    number = None
     if (target[1:] < target[:-1]).any():
-        order = np.argsort(target, kind="stable")
-        source, target, weight = source[order], target[order], weight[order]
+        number = np.lexsort((source, target))
+        source, target, weight = source[number], target[number], weight[number]
     start = np.concatenate([np.zeros(min(1, len(target)), int), np.flatnonzero(target[1:] != target[:-1]) + 1])
-    return Incoming(source, weight, target[start], start, np.diff(start, append=len(target)))
+    return Incoming(source, weight, number, target[start], start, np.diff(start, append=len(target)))
 
 
-def with_targets(edges: Incoming, kept: Bool[ndarray, "node"]) -> Incoming:
-    """Only the rows whose target is kept."""
+def into(edges: Incoming, kept: Bool[ndarray, "node"]) -> Incoming:
+    """Only the edges whose target is kept."""
     rows = kept[edges.node]
-    if rows.all():
-        return edges
-    alive = np.repeat(rows, edges.count)
     count = edges.count[rows]
-    return Incoming(edges.source[alive], edges.weight[alive], edges.node[rows], count.cumsum() - count, count)
+    start = count.cumsum() - count
+    chosen = np.arange(count.sum()) + np.repeat(edges.start[rows] - start, count)
+    number = chosen if edges.number is None else edges.number[chosen]
+    return Incoming(edges.source[chosen], edges.weight[chosen], number, edges.node[rows], start, count)
+
+
+def out_of(edges: Incoming, kept: Bool[ndarray, "node"]) -> Incoming:
+    """Only the edges whose source is kept."""
+    chosen = np.flatnonzero(kept[edges.source])
+    end = np.searchsorted(chosen, edges.start + edges.count)
+    count = end - np.searchsorted(chosen, edges.start)
+    rows = count > 0
+    number = chosen if edges.number is None else edges.number[chosen]
+    return Incoming(
+        edges.source[chosen], edges.weight[chosen], number, edges.node[rows], (end - count)[rows], count[rows]
+    )
 
 
 def received(edges: Incoming) -> Float64[ndarray, "row"]:

@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind, logit_weights
-from graphs.incoming import TINY, Incoming, incoming, passed_back, received, with_targets
+from graphs.incoming import TINY, Incoming, incoming, into, passed_back, received
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,13 @@ def edge_influence(
     return input_share(target, weight, len(logit_weight)) * reach[target]
 
 
+def flow(edges: Incoming, logit_weight: Float[ndarray, "node"]) -> Float64[ndarray, "edge"]:
+    """The same for edges grouped by target, in their order."""
+    total = received(edges)
+    reach = passed_back(edges, total, logit_weight)
+    return np.abs(edges.weight) * np.repeat(reach[edges.node] / np.maximum(total, TINY), edges.count)
+
+
 def cumulative_share(influence: Float[ndarray, "node"]) -> Float64[ndarray, "node"]:
     """Share of all influence held by nodes at least as influential, so equal nodes get equal values.
 
@@ -103,9 +110,10 @@ def score(graph: AttributionGraph, nodes: Bool[ndarray, "node"] | None = None) -
     its edges are first added, signed, to the error node of the same layer and position. Nothing enters a removed
     node. If nothing reaches tokens and errors, both scores are 0.
     """
-    edges = incoming(graph.source, graph.target, graph.weight)
-    kept = np.ones(graph.n_nodes, bool) if nodes is None else nodes | always_kept(graph)
-    edges = with_targets(edges, kept)
+    edges, kept = graph.incoming, np.ones(graph.n_nodes, bool)
+    if nodes is not None:
+        kept = nodes | always_kept(graph)
+        edges = into(edges, kept)
     unexplained = (graph.kind == NodeKind.ERROR) | (~kept & (graph.kind == NodeKind.FEATURE))
     explained = replace(edges, weight=np.where(unexplained[edges.source], 0, edges.weight))
     from_errors = _folded(edges, unexplained, _places(graph))
@@ -136,12 +144,10 @@ def score_from(graph: AttributionGraph, influence: Float[ndarray, "node"]) -> Sc
 
     What errors have is what the targets' inputs have from errors.
     """
-    has_inputs = np.zeros(graph.n_nodes, bool)
-    has_inputs[graph.target] = True
     reach = influence + logit_weights(graph)
     unknown = float(reach[graph.kind == NodeKind.ERROR].sum())
     known = float(reach[graph.kind == NodeKind.TOKEN].sum())
-    followed = float(reach[has_inputs].sum())
+    followed = float(reach[graph.incoming.node].sum())
     return Scores(_ratio(known, known + unknown), _ratio(followed - unknown, followed))
 
 

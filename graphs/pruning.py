@@ -8,7 +8,8 @@ from numpy import ndarray
 
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind, logit_weights, subgraph
-from graphs.influence import always_kept, edge_influence, node_influence, score, score_from
+from graphs.incoming import into, out_of
+from graphs.influence import always_kept, flow, node_influence, score, score_from
 
 
 def prune(graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> AttributionGraph:
@@ -29,10 +30,8 @@ def prune(graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshol
     nodes = keep_largest(influence, node_threshold) | always_kept(graph)
 
     # influence is shared out anew among the nodes that are left
-    alive = np.flatnonzero(nodes[graph.target])
-    alive = alive[nodes[graph.source[alive]]]
-    flow = edge_influence(graph.source[alive], graph.target[alive], graph.weight[alive], weights)
-    alive = alive[keep_largest(flow, edge_threshold)]
+    edges = out_of(into(graph.incoming, nodes), nodes)
+    alive = np.sort(edges.number[keep_largest(flow(edges, weights), edge_threshold)])
 
     nodes, alive = _without_loose_ends(graph, nodes, alive)
     whole, pruned = score_from(graph, influence), score(graph, nodes)

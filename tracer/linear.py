@@ -63,10 +63,10 @@ class FrozenAttention:
         value = torch.einsum("pd,vkd->vpk", x, self.W_V)
         return _moved(self.pattern, value, self.W_O)
 
-    def transpose(
+    def add_transposed(
         self, cotangent: Float[Tensor, "target p d_model"], onto: Float[Tensor, "target p d_model"]
-    ) -> Float[Tensor, "target p d_model"]:
-        """`onto` plus cotangents at attention's output → at its input; `p` may stop before the prompt's end."""
+    ) -> None:
+        """Cotangents at attention's output → at its input, added to `onto` in place; `p` may stop before the end."""
         n_targets, n, d_model = cotangent.shape
         n_kv, d_head = self.W_V.shape[:2]
         per_head = cotangent.reshape(-1, d_model) @ self.W_O.flatten(1)
@@ -77,7 +77,7 @@ class FrozenAttention:
         for pattern, heads in zip(patterns, per_head, strict=True):
             moved.baddbmm_(pattern[:, :n, :n].mT, heads.reshape(n_kv, n, -1))
         values = moved.view(n_kv, n, n_targets, d_head).permute(2, 1, 0, 3).reshape(n_targets * n, -1)
-        return torch.addmm(onto.reshape(-1, d_model), values, self.W_V.flatten(0, 1)).view_as(cotangent)
+        onto.view(-1, d_model).addmm_(values, self.W_V.flatten(0, 1))
 
     def transpose_at(
         self, cotangent: Float[Tensor, "target d_model"], position: Int[Tensor, " target"], n: int

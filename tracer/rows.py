@@ -8,6 +8,7 @@ layer's features is final before their own rows are computed: the most influenti
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Int32
 from torch import Tensor
@@ -109,12 +110,26 @@ def attribution_rows(
     return rows
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Rows of targets at one layer and position."""
+
+    place: tuple[int, ...]
+    """Where among all rows they belong."""
+    target: Int[Tensor, " row"]
+    count: Int[Tensor, " row"]
+    source: Int32[Tensor, " each"]
+    """Of every entry, or where the rows have the same sources, of one row's."""
+    effect: Float[Tensor, " entry"]
+    bias: Float[Tensor, " row"]
+
+
 class _Found:
     """The rows so far, and the influence that follows from them."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._parts: list[tuple[tuple[int, ...], Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+        self._parts: list[_Part] = []
         self._conservation_error = torch.zeros((), dtype=torch.float64, device=sources.column.device)
         self.influence = torch.zeros(sources.n_sources, dtype=torch.float64, device=sources.column.device)
 
@@ -132,24 +147,30 @@ class _Found:
         self.influence[source] += share @ size.double()
         missing = (effect.sum(1, dtype=torch.float64) + bias - value).abs() / (whole + bias.abs()).clamp(min=1e-30)
         self._conservation_error = torch.maximum(self._conservation_error, missing.max())
-        entries = source.int().expand(len(effect), -1)
-        exists = effect != 0
-        count = exists.sum(1)
-        if bool((count == len(source)).all()):
-            entries, effect = entries.reshape(-1), effect.reshape(-1)
-        else:
-            entries, effect = entries[exists], effect[exists]
-        self._parts.append((place, target, count, entries, effect, bias))
+        count, entries = torch.full((len(effect),), len(source)), source.int()
+        if int(effect.count_nonzero()) < effect.numel():
+            exists = effect != 0
+            count, entries, effect = exists.sum(1), entries.expand(len(effect), -1)[exists], effect[exists]
+        self._parts.append(_Part(place, target.cpu(), count.cpu(), entries.cpu(), effect.flatten().cpu(), bias.cpu()))
 
     def rows(self, coverage: float, skipped_influence: float) -> Rows:
-        """All of them in the order of graph nodes."""
-        self._parts.sort(key=lambda part: part[0])
-        _, target, count, source, effect, bias = zip(*self._parts, strict=True)
-        start = torch.nn.functional.pad(torch.cat(count).cumsum(0), (1, 0))
+        """All of them in the order of graph nodes; there are none to add after that."""
+        self._parts.sort(key=lambda part: part.place)
+        target = torch.cat([part.target for part in self._parts])
+        start = torch.nn.functional.pad(torch.cat([part.count for part in self._parts]).cumsum(0), (1, 0))
+        bias = torch.cat([part.bias for part in self._parts])
+        # numpy takes large arrays in large pages, torch does not
+        source = np.empty(int(start[-1]), dtype=np.int32)
+        effect = np.empty(len(source), dtype=self._parts[0].effect.numpy().dtype)
+        end = 0
+        while self._parts:
+            part = self._parts.pop(0)
+            first, end = end, end + len(part.effect)
+            source[first:end].reshape(-1, len(part.source))[:] = part.source.numpy()
+            effect[first:end] = part.effect.numpy()
         return Rows(
-            torch.cat([part.to(start.device) for part in target]), start, torch.cat(source), torch.cat(effect),
-            torch.cat(bias), self.influence, coverage, skipped_influence, float(self._conservation_error),
-            self._sources.logits_error,
+            target, start, torch.from_numpy(source), torch.from_numpy(effect), bias, self.influence, coverage,
+            skipped_influence, float(self._conservation_error), self._sources.logits_error,
         )  # fmt: skip
 
 

@@ -60,13 +60,15 @@ def _through_layer(
     attention = local.attention[layer]
     W_skip = local.transcoder.W_skip
     if W_skip is None:
-        return attention.transpose(cotangent, cotangent), 0.0
+        attention.add_transposed(cotangent, cotangent)
+        return cotangent, 0.0
     reading = local.reading[layer]
     read = local.writing[layer].transpose(cotangent) @ W_skip[layer].T.to(cotangent.dtype)
     skipped = reading.transpose(read)
     bias = read.sum(1) @ reading.bias
-    if local.parallel:
-        return attention.transpose(cotangent, cotangent + skipped), bias
-    constant = attention.constant[: cotangent.shape[1]].flatten()
     moved = cotangent + skipped
-    return attention.transpose(moved, moved), bias + skipped.flatten(1) @ constant
+    if local.parallel:
+        attention.add_transposed(cotangent, moved)
+        return moved, bias
+    attention.add_transposed(moved, moved)
+    return moved, bias + skipped.flatten(1) @ attention.constant[: cotangent.shape[1]].flatten()
