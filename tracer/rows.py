@@ -8,7 +8,6 @@ layer's features is final before their own rows are computed: the most influenti
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Int32
 from torch import Tensor
@@ -159,18 +158,16 @@ class _Found:
         target = torch.cat([part.target for part in self._parts])
         start = torch.nn.functional.pad(torch.cat([part.count for part in self._parts]).cumsum(0), (1, 0))
         bias = torch.cat([part.bias for part in self._parts])
-        # numpy takes large arrays in large pages, torch does not
-        source = np.empty(int(start[-1]), dtype=np.int32)
-        effect = np.empty(len(source), dtype=self._parts[0].effect.numpy().dtype)
+        source = torch.empty(int(start[-1]), dtype=torch.int32)
         end = 0
-        while self._parts:
-            part = self._parts.pop(0)
+        for part in self._parts:
             first, end = end, end + len(part.effect)
-            source[first:end].reshape(-1, len(part.source))[:] = part.source.numpy()
-            effect[first:end] = part.effect.numpy()
+            source[first:end].view(-1, len(part.source)).copy_(part.source)
+        effect = torch.cat([part.effect for part in self._parts])
+        self._parts.clear()
         return Rows(
-            target, start, torch.from_numpy(source), torch.from_numpy(effect), bias, self.influence, coverage,
-            skipped_influence, float(self._conservation_error), self._sources.logits_error,
+            target, start, source, effect, bias, self.influence, coverage, skipped_influence,
+            float(self._conservation_error), self._sources.logits_error,
         )  # fmt: skip
 
 
