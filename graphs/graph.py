@@ -55,6 +55,8 @@ class GraphInfo:
     completeness_score: float | None = None
     pruned_replacement_score: float | None = None
     pruned_completeness_score: float | None = None
+    row_share: float = 1.0
+    """Share of Σ|input| of each target that its edges hold at least; the others' sum is its `remainder`."""
     coverage: float = 1.0
     """Share of the influence that attribution had followed when it stopped."""
     skipped_influence: float = 0.0
@@ -100,6 +102,8 @@ class AttributionGraph:
     """Value before the nonlinearity; of a token's logit its value less the mean logit."""
     bias: Float[ndarray, "node"]
     """The part of the pre-activation that no edge brings."""
+    remainder: Float[ndarray, "node"]
+    """The part of the bias that is the sum of inputs too small to be edges; 0 where all inputs are edges."""
     influence: Float[ndarray, "node"]
     """Σ over explained logits k of p_k · B[k, node]; NaN for logits."""
     cumulative_influence: Float[ndarray, "node"]

@@ -59,6 +59,7 @@ _GRAPHS = _table(
     ),
     _column("pruned_replacement_score", pa.float64(), "The same with removed features counted as errors.", "share"),
     _column("pruned_completeness_score", pa.float64(), "The same with removed features counted as errors.", "share"),
+    _column("row_share", pa.float64(), "Share of each target's inputs that its edges hold at least.", "share"),
     _column("coverage", pa.float64(), "Influence that attribution had followed when it stopped.", "share"),
     _column("skipped_influence", pa.float64(), "Influence that ends at features without a row of edges.", "share"),
     _column(
@@ -99,6 +100,7 @@ _NODES = _table(
         "pre-activation",
     ),
     _column("bias", pa.float64(), "The part of the pre-activation that no edge brings.", "pre-activation"),
+    _column("remainder", pa.float64(), "The part of the bias that is inputs too small to be edges.", "pre-activation"),
     _column("influence", pa.float64(), "Absolute influence on the targets; NULL for logits.", "probability"),
     _column(
         "cumulative_influence",

@@ -9,7 +9,7 @@ import torch
 from numpy import ndarray
 
 from graphs import AttributionGraph, GraphInfo, NodeKind, cumulative_share
-from tracer.replacement import LocalReplacementModel
+from tracer.local import LocalReplacementModel
 from tracer.rows import Rows, attribution_rows, ignore
 from tracer.sources import Sources
 from tracer.targets import Targets
@@ -22,6 +22,7 @@ def attribute(
     sources: Sources | None = None,
     coverage: float = 0.99,
     max_features: int | None = None,
+    row_share: float | None = None,
     batch_size: int | None = None,
     labels: dict[tuple[int, int], str] | None = None,
     on_progress: Callable[[int, int], None] = ignore,
@@ -32,8 +33,8 @@ def attribute(
     """
     sources = sources or Sources(local)
     rows = attribution_rows(
-        local, targets, sources=sources, coverage=coverage, max_features=max_features, batch_size=batch_size,
-        on_progress=on_progress,
+        local, targets, sources=sources, coverage=coverage, max_features=max_features, row_share=row_share,
+        batch_size=batch_size, on_progress=on_progress,
     )  # fmt: skip
     return _assemble(sources, targets, rows, labels or {})
 
@@ -66,11 +67,11 @@ def _assemble(sources: Sources, targets: Targets, rows: Rows, labels: dict[tuple
         source = number[source]
 
     empty = np.full(n, np.nan)
-    activation, pre_activation, bias, influence, probability = (empty.copy() for _ in range(5))
+    activation, pre_activation, bias, remainder, influence, probability = (empty.copy() for _ in range(6))
     activation[active] = _numpy(features.activation)
     pre_activation[active] = _numpy(features.pre_activation)
     pre_activation[n_sources:] = _numpy(targets.value)
-    bias[entry] = _numpy(rows.bias)
+    bias[entry], remainder[entry] = _numpy(rows.bias), _numpy(rows.remainder)
     influence[:n_sources] = _numpy(rows.influence)
     probability[n_sources:] = _numpy(targets.weight)
     cumulative = empty.copy()
@@ -79,8 +80,8 @@ def _assemble(sources: Sources, targets: Targets, rows: Rows, labels: dict[tuple
         info=_info(local, rows, len(active)),
         kind=kind[order], layer=layer[order], position=position[order], feature=feature[order],
         token_id=token_id[order], activation=activation[order], pre_activation=pre_activation[order],
-        bias=bias[order], influence=influence[order], cumulative_influence=cumulative[order],
-        probability=probability[order],
+        bias=bias[order], remainder=remainder[order], influence=influence[order],
+        cumulative_influence=cumulative[order], probability=probability[order],
         token=_texts([*(prompt.tokens[p] for p in position[:n_sources]), *targets.names])[order],
         word=_texts([*(prompt.words[p] for p in position[:n_sources]), *(n.strip() for n in targets.names)])[order],
         label=_texts([labels.get(key, "") for key in zip(layer.tolist(), feature.tolist(), strict=True)])[order],
@@ -101,7 +102,7 @@ def _info(local: LocalReplacementModel, rows: Rows, n_active: int) -> GraphInfo:
         transcoder=origin.transcoder, transcoder_revision=origin.transcoder_revision,
         created_at=datetime.now(UTC), tool_version=version("clt-tracer"),
         n_layers=local.n_layers, n_active_features=n_active,
-        coverage=rows.coverage, skipped_influence=rows.skipped_influence,
+        coverage=rows.coverage, row_share=rows.row_share, skipped_influence=rows.skipped_influence,
         logits_error=rows.logits_error, conservation_error=rows.conservation_error,
     )  # fmt: skip
 

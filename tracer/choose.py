@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tracer.config import TraceConfig, parse_feature
 from tracer.errors import TraceError
-from tracer.replacement import LocalReplacementModel, ReplacementModel
+from tracer.local import LocalReplacementModel
+from tracer.replacement import ReplacementModel
 from tracer.targets import (
     Targets,
     difference_target,

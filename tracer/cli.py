@@ -110,6 +110,11 @@ def cli() -> None:
 )
 @click.option("--max-features", type=int, help="Attribute at most this many features.")
 @click.option(
+    "--row-share",
+    type=float,
+    help="Keep of each target's inputs the largest that hold this share; by default all that fit into memory.",
+)
+@click.option(
     "--node-threshold", default=0.8, show_default=True, help="Keep nodes that hold this share of the influence."
 )
 @click.option("--edge-threshold", default=0.98, show_default=True, help="Keep edges that hold this share between them.")

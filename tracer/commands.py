@@ -137,6 +137,7 @@ def graph_record(graph_id: str, store: GraphStore, graph: AttributionGraph) -> d
         },
         "counts": {"active_features": info.n_active_features, "nodes": graph.n_nodes, "edges": graph.n_edges},
         "coverage": info.coverage,
+        "row_share": info.row_share,
         "skipped_influence": info.skipped_influence,
         "conservation_error": info.conservation_error,
         "logits_error": info.logits_error,

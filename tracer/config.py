@@ -29,6 +29,8 @@ class TraceConfig:
     """Attribute features until at most 1 − coverage of each layer's influence is left out; 1 attributes all."""
     max_features: int | None = None
     """Attribute at most this many features."""
+    row_share: float | None = None
+    """Keep of each target's inputs the largest that hold this share of Σ|input|; by default all that fit."""
     batch_size: int | None = None
     """Rows computed at once, by default what suits the prompt's length; does not change them."""
     node_threshold: float = 0.8
@@ -45,9 +47,10 @@ class TraceConfig:
             # JSON gives lists; a frozen value has none
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "position", as_position(self.position))
-        for name in ("logit_mass", "coverage", "node_threshold", "edge_threshold"):
-            if not 0 < getattr(self, name) <= 1:
-                raise TraceError(f"{name} is {getattr(self, name)}; expected a share above 0 and up to 1.")
+        for name in ("logit_mass", "coverage", "node_threshold", "edge_threshold", "row_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise TraceError(f"{name} is {value}; expected a share above 0 and up to 1.")
         for name in ("max_logits", "max_features", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

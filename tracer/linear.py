@@ -5,6 +5,7 @@ before attention, N' the one after it, where the family has them). A cotangent a
 input as g + Nᵀ W_Vᵀ Aᵀ W_Oᵀ N'ᵀ g ("Circuit Tracing", appendix). Both norms are multiplied into A, W_V and W_O once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,12 +52,19 @@ class FrozenNorm:
 class FrozenAttention:
     """One layer's attention with its pattern held; the norms before and after it are part of the three factors."""
 
-    pattern: Float[Tensor, "head position position"]
-    """Weight of each source position (last axis) for each target position, times the norms' scales at both."""
+    held: Float[Tensor, "head position position"] | None
+    """The pattern, unless it is too large to be held."""
+    computed: Callable[[], Float[Tensor, "head position position"]] | None
+    """Computes a pattern that is not held."""
     W_V: Float[Tensor, "kv_head d_head d_model"]
     W_O: Float[Tensor, "d_model head d_head"]
     constant: Float[Tensor, "position d_model"]
     """What the biases of norms and projections add."""
+
+    @property
+    def pattern(self) -> Float[Tensor, "head position position"]:
+        """Weight of each source position (last axis) for each target position, times the norms' scales at both."""
+        return self.held if self.computed is None else self.computed()
 
     def apply(self, x: Float[Tensor, "position d_model"]) -> Float[Tensor, "position d_model"]:
         """What attention adds to the residual stream x, less the constant."""
@@ -106,11 +114,18 @@ def freeze_norm(
 
 def freeze_attention(
     norm: FrozenNorm,
-    pattern: Float[Tensor, "head position position"],
+    attend: Callable[[], Float[Tensor, "head position position"]],
     projections: Projections,
     post_norm: FrozenNorm,
+    *,
+    hold: bool,
 ) -> FrozenAttention:
-    """Hold an attention pattern; the projections are those of the layer."""
+    """Freeze a layer's attention: `attend` gives its pattern, which is held or computed again whenever it is needed."""
+
+    def scaled() -> Tensor:
+        return attend().mul(post_norm.scale[:, None]).mul_(norm.scale)
+
+    pattern = attend()
     dtype = pattern.dtype
     W_V, b_V, W_O, b_O = (
         part.detach().to(dtype) for part in (projections.W_V, projections.b_V, projections.W_O, projections.b_O)
@@ -122,7 +137,7 @@ def freeze_attention(
     one = torch.ones_like(norm.scale)
     W_V = replace(norm, scale=one[:1]).transpose(W_V.flatten(0, 1)[:, None])[:, 0].view_as(W_V)
     W_O = replace(post_norm, scale=one[:1]).apply(W_O.flatten(1).T[:, None])[:, 0].T.reshape(W_O.shape)
-    return FrozenAttention(pattern * post_norm.scale[:, None] * norm.scale, W_V, W_O, constant)
+    return FrozenAttention(scaled() if hold else None, None if hold else scaled, W_V, W_O, constant)
 
 
 def _moved(

@@ -14,8 +14,9 @@ from graphs import AttributionGraph, prune, score
 from tracer.attribution import attribute
 from tracer.choose import choose_targets
 from tracer.config import TraceConfig
+from tracer.local import LocalReplacementModel
 from tracer.memory import explaining_lack_of_memory
-from tracer.replacement import LocalReplacementModel, ReplacementModel
+from tracer.replacement import ReplacementModel
 from tracer.rows import ignore
 from tracer.targets import find_position, top_tokens
 
@@ -55,8 +56,8 @@ def trace(
     local = replacement.localize(replacement.tokenize(prompt))
     targets = choose_targets(replacement, local, config)
     whole = attribute(
-        local, targets, coverage=config.coverage, max_features=config.max_features, batch_size=config.batch_size,
-        labels=labels, on_progress=on_progress,
+        local, targets, coverage=config.coverage, max_features=config.max_features, row_share=config.row_share,
+        batch_size=config.batch_size, labels=labels, on_progress=on_progress,
     )  # fmt: skip
     graph = whole
     if config.prune:

@@ -13,13 +13,20 @@ from jaxtyping import Bool, Float, Float64, Int, Int32
 from torch import Tensor
 
 from tracer.errors import TraceError
-from tracer.replacement import LocalReplacementModel
+from tracer.local import LocalReplacementModel
+from tracer.memory import free_memory
 from tracer.sources import Sources
 from tracer.sweep import effects, feature_effects
 from tracer.targets import Targets
 
 CELLS = 1 << 19
 """Numbers in a batch of cotangents: enough for full speed, few enough for a processor's cache."""
+FEWEST = 16
+"""Rows in a batch even if that is more: what is made on the way for a long prompt is made once for all of them."""
+ENTRY = 16
+"""Bytes that an entry takes on its way into a graph."""
+KEPT = 0.999
+"""Share of Σ|row| that is kept where all entries would take more than half of the free memory."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,11 @@ class Rows:
     source: Int32[Tensor, " entry"]
     effect: Float[Tensor, " entry"]
     bias: Float[Tensor, " row"]
+    """With `remainder`: row and bias add up to the target's value."""
+    remainder: Float[Tensor, " row"]
+    """Sum of the entries that were left out as too small."""
+    row_share: float
+    """Share of Σ|row| that each row's entries hold at least."""
     influence: Float64[Tensor, " source"]
     """Influence of every source on the explained targets, exact for the rows there are."""
     coverage: float
@@ -57,19 +69,22 @@ def attribution_rows(
     sources: Sources | None = None,
     coverage: float = 0.99,
     max_features: int | None = None,
+    row_share: float | None = None,
     batch_size: int | None = None,
     on_progress: Callable[[int, int], None] = ignore,
 ) -> Rows:
     """Direct effects of every source on the targets and on the features that matter ("Circuit Tracing", section 3).
 
     `sources` are those of this prompt, prepared once by whoever explains several targets one after the other;
-    `batch_size` is the number of rows computed at once, by default what suits the prompt's length.
+    `row_share` keeps of each row the largest entries that hold so much of Σ|row|: by default all of them, or 0.999
+    where they would not fit into memory. `batch_size` is the number of rows computed at once, by default what suits the
+    prompt's length.
     """
     features = local.features
     sources = sources or Sources(local)
     if sources.local is not local:
         raise TraceError("the sources are those of another prompt; prepare this one's with Sources(local).")
-    found = _Found(sources)
+    found = _Found(sources, row_share or _affordable(sources, max_features))
     for part in _target_batches(targets, batch_size):
         layer, position = targets.layers[part[0]], torch.tensor([targets.positions[k] for k in part])
         position = position.to(local.error.device)
@@ -121,13 +136,15 @@ class _Part:
     """Of every entry, or where the rows have the same sources, of one row's."""
     effect: Float[Tensor, " entry"]
     bias: Float[Tensor, " row"]
+    remainder: Float[Tensor, " row"]
 
 
 class _Found:
     """The rows so far, and the influence that follows from them."""
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, row_share: float) -> None:
         self._sources = sources
+        self._row_share = row_share
         self._parts: list[_Part] = []
         self._conservation_error = torch.zeros((), dtype=torch.float64, device=sources.column.device)
         self.influence = torch.zeros(sources.n_sources, dtype=torch.float64, device=sources.column.device)
@@ -146,18 +163,22 @@ class _Found:
         self.influence[source] += share @ size.double()
         missing = (effect.sum(1, dtype=torch.float64) + bias - value).abs() / (whole + bias.abs()).clamp(min=1e-30)
         self._conservation_error = torch.maximum(self._conservation_error, missing.max())
-        count, entries = torch.full((len(effect),), len(source)), source.int()
-        if int(effect.count_nonzero()) < effect.numel():
-            exists = effect != 0
+        count, entries, remainder = torch.full((len(effect),), len(source)), source.int(), torch.zeros_like(bias)
+        exists = effect != 0
+        if self._row_share < 1:
+            exists &= _largest(size, whole * self._row_share)
+            remainder = torch.where(exists, 0, effect).sum(1, dtype=torch.float64).to(bias)
+        if not bool(exists.all()):
             count, entries, effect = exists.sum(1), entries.expand(len(effect), -1)[exists], effect[exists]
-        self._parts.append(_Part(place, target.cpu(), count.cpu(), entries.cpu(), effect.flatten().cpu(), bias.cpu()))
+        parts = (target, count, entries, effect.flatten(), bias + remainder, remainder)
+        self._parts.append(_Part(place, *(part.cpu() for part in parts)))
 
     def rows(self, coverage: float, skipped_influence: float) -> Rows:
         """All of them in the order of graph nodes; there are none to add after that."""
         self._parts.sort(key=lambda part: part.place)
         target = torch.cat([part.target for part in self._parts])
         start = torch.nn.functional.pad(torch.cat([part.count for part in self._parts]).cumsum(0), (1, 0))
-        bias = torch.cat([part.bias for part in self._parts])
+        bias, remainder = (torch.cat([getattr(part, name) for part in self._parts]) for name in ("bias", "remainder"))
         source = torch.empty(int(start[-1]), dtype=torch.int32)
         end = 0
         for part in self._parts:
@@ -166,9 +187,24 @@ class _Found:
         effect = torch.cat([part.effect for part in self._parts])
         self._parts.clear()
         return Rows(
-            target, start, source, effect, bias, self.influence, coverage, skipped_influence,
-            float(self._conservation_error), self._sources.logits_error,
+            target, start, source, effect, bias, remainder, self._row_share, self.influence, coverage,
+            skipped_influence, float(self._conservation_error), self._sources.logits_error,
         )  # fmt: skip
+
+
+def _affordable(sources: Sources, max_features: int | None) -> float:
+    """The share of each row that there is memory for: all, or nearly all."""
+    rows = sources.n_active if max_features is None else min(max_features, sources.n_active)
+    needed = rows * sources.n_sources / 2 * ENTRY  # features see on average half of the sources at most
+    return 1.0 if needed <= free_memory(torch.device("cpu")) / 2 else KEPT
+
+
+def _largest(size: Float[Tensor, "row source"], wanted: Float64[Tensor, " row"]) -> Bool[Tensor, "row source"]:
+    """Of each row the largest sizes whose sum is at least what is wanted."""
+    ranked = size.sort(dim=1, descending=True).values
+    held = ranked.cumsum(1, dtype=torch.float64)
+    last = (held < wanted[:, None]).sum(1).clamp(max=size.shape[1] - 1)
+    return size >= ranked.gather(1, last[:, None])
 
 
 def _target_batches(targets: Targets, batch_size: int | None) -> Iterator[list[int]]:
@@ -189,7 +225,9 @@ def _feature_batches(
         end = first + 1
         if batch_size is not None:
             end = min(first + batch_size, len(rows))
-        while batch_size is None and end < len(rows) and (end + 1 - first) * (position[end] + 1) * d_model <= CELLS:
+        while batch_size is None and end < len(rows):
+            if end - first >= FEWEST and (end + 1 - first) * (position[end] + 1) * d_model > CELLS:
+                break
             end += 1
         yield rows[first:end]
         first = end

@@ -11,7 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tracer.replacement import LocalReplacementModel, linear_logits
+from tracer.local import LocalReplacementModel, logits_error
+from tracer.memory import free_memory
+
+WRITES = 1 / 8
+"""Write vectors are held if they take no more than this share of the free memory; else they are made as needed."""
+CHUNK = 1 << 28
+"""Bytes of them made at once."""
 
 
 class Sources:
@@ -44,11 +50,15 @@ class Sources:
         self.column[order] = torch.arange(len(order), device=device)
         place = self.position[order] * (n_layers + 1) + self.layer[order] + 1
         self._start = torch.searchsorted(place, torch.arange(n_positions * (n_layers + 1) + 1, device=device)).tolist()
-        self._writes = [self._written(layer) for layer in range(n_layers)]
+        width = local.error.shape[-1] * local.error.element_size()
+        columns = [self._spans(layer, n_positions)[-1][1] for layer in range(n_layers)]
+        self._held = [self._written(layer, 0, n_positions) for layer in range(n_layers)] if (
+            sum(columns) * width <= WRITES * free_memory(device)
+        ) else None  # fmt: skip
         """Per layer the vectors that sources write there, in the order of their columns, position after position."""
         self.constant = [self._constant(layer) for layer in range(n_layers)]
         """Per layer what is added to the residual stream and is no node."""
-        self.logits_error = _relative_difference(linear_logits(local), local.logits)
+        self.logits_error = logits_error(local)
         """Law 1 is about the prompt, whatever is explained: checked once."""
 
     @property
@@ -59,15 +69,37 @@ class Sources:
         """The sources below a layer at the first n positions: all that can have an effect on a target there."""
         return (self.position[: self.first[layer]] < n).nonzero()[:, 0]
 
-    def writes(self, layer: int, n: int) -> Iterator[tuple[slice, Float[Tensor, "source d_model"]]]:
+    def writes(self, layer: int, n: int) -> Iterator[tuple[int, slice, Float[Tensor, "source d_model"]]]:
         """For each of the first n positions the columns that can write to a layer's MLP output, and what they write."""
         lowest = self.local.transcoder.config.sources(layer).start
-        offset = 0
+        for first, end in [(0, n)] if self._held is not None else self._chunks(layer, n):
+            vectors = self._held[layer] if self._held is not None else self._written(layer, first, end)
+            offset = 0
+            for position in range(first, end):
+                columns = self._columns(position, lowest, layer)
+                after = offset + columns.stop - columns.start
+                yield position, columns, vectors[offset:after]
+                offset = after
+
+    def _spans(self, layer: int, n: int) -> list[tuple[int, int]]:
+        """For each of the first n positions where its columns start, and how many there are until its end."""
+        lowest, total, spans = self.local.transcoder.config.sources(layer).start, 0, []
         for position in range(n):
             columns = self._columns(position, lowest, layer)
-            end = offset + columns.stop - columns.start
-            yield columns, self._writes[layer][offset:end]
-            offset = end
+            total += columns.stop - columns.start
+            spans.append((columns.start, total))
+        return spans
+
+    def _chunks(self, layer: int, n: int) -> Iterator[tuple[int, int]]:
+        """Runs of positions whose write vectors are small enough to be made on the way."""
+        most = CHUNK // (self.local.error.shape[-1] * self.local.error.element_size())
+        spans = self._spans(layer, n)
+        first, before = 0, 0
+        for position, (_, total) in enumerate(spans):
+            if total - before > most and position > first:
+                yield first, position
+                first, before = position, spans[position - 1][1]
+        yield first, n
 
     def tokens(self, n: int) -> Int[Tensor, " position"]:
         """Columns of the first n tokens."""
@@ -78,29 +110,31 @@ class Sources:
         first = position * (self.local.n_layers + 1) + 1
         return slice(self._start[first + lowest], self._start[first + highest + 1])
 
-    def _written(self, to: int) -> Float[Tensor, "column d_model"]:
+    def _written(self, to: int, first: int, end: int) -> Float[Tensor, "column d_model"]:
+        """What the sources of some positions write to the MLP output of a layer."""
         local = self.local
         features, sources = local.features, local.transcoder.config.sources(to)
-        spans = [self._columns(position, sources.start, to) for position in range(local.n_positions)]
-        shift = torch.tensor([span.start for span in spans])
-        shift[1:] -= torch.tensor([span.stop - span.start for span in spans]).cumsum(0)[:-1]
+        spans = [self._columns(position, sources.start, to) for position in range(first, end)]
+        sizes = torch.tensor([span.stop - span.start for span in spans])
+        shift = torch.tensor([span.start for span in spans]) - sizes.cumsum(0) + sizes
         shift = shift.to(local.error.device)
-        written = local.error.new_zeros(sum(span.stop - span.start for span in spans), local.error.shape[-1])
+        written = local.error.new_zeros(int(sizes.sum()), local.error.shape[-1])
         for source in sources:
-            here = slice(self._first_active[source], self._first_active[source + 1])
+            begin = self._first_active[source]
+            positions = features.position[begin : self._first_active[source + 1]]
+            low, high = torch.searchsorted(positions, torch.tensor([first, end], device=positions.device)).tolist()
+            here = slice(begin + low, begin + high)
             position = features.position[here]
-            rows = local.decoders[source][:, to - source].to(written.dtype) * features.activation[here, None]
-            slot = self.column[self.number[here]] - shift[position]
-            written[slot] = local.writing[to].apply_at(rows, position)
-        errors = torch.arange(self.first[to + 1] - local.n_positions + 1, self.first[to + 1], device=shift.device)
-        position = self.position[errors]
-        written[self.column[errors] - shift[position]] = local.writing[to].apply_at(local.error[to, 1:], position)
+            rows = local.decoders[source][features.row[here], to - source].to(written.dtype)
+            slot = self.column[self.number[here]] - shift[position - first]
+            written[slot] = local.writing[to].apply_at(rows * features.activation[here, None], position)
+        position = torch.arange(max(first, 1), end, device=shift.device)
+        errors = position + self.first[to + 1] - local.n_positions
+        written[self.column[errors] - shift[position - first]] = local.writing[to].apply_at(
+            local.error[to, position], position
+        )
         return written
 
     def _constant(self, layer: int) -> Float[Tensor, "position d_model"]:
         local, writing = self.local, self.local.writing[layer]
         return writing.apply(local.constant[layer]) + writing.bias + local.attention[layer].constant
-
-
-def _relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))

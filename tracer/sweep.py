@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tracer.replacement import LocalReplacementModel
+from tracer.local import LocalReplacementModel
 from tracer.sources import Sources
 
 
@@ -43,7 +43,7 @@ def effects(
     cotangent[torch.arange(len(position)), position] += read
     effect = read.new_zeros(len(position), sources.n_sources)
     for below in reversed(range(layer)):
-        for p, (columns, writes) in enumerate(sources.writes(below, n)):
+        for p, columns, writes in sources.writes(below, n):
             effect[:, columns].addmm_(cotangent[:, p], writes.T)
         bias += cotangent.flatten(1) @ sources.constant[below][:n].flatten()
         cotangent, skipped_bias = _through_layer(local, below, cotangent)

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer.errors import TraceError
-from tracer.replacement import WORD, LocalReplacementModel, Prompt
+from tracer.local import LocalReplacementModel, Prompt
+from tracer.replacement import WORD
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def token_targets(
     logits, unembedding, bias = local.uncapped_logits[at], local.unembedding, local.unembedding_bias
     return _at_the_output(
         local, at, names, token_ids,
-        unembedding[chosen] - unembedding.mean(0),
+        unembedding[chosen].to(bias) - unembedding.mean(0, dtype=bias.dtype),
         local.logits[at].softmax(-1)[chosen],
         logits[chosen] - logits.mean(),
         bias[chosen] - bias.mean(),
@@ -103,7 +104,7 @@ def difference_target(
     logits, unembedding, bias = local.uncapped_logits[at], local.unembedding, local.unembedding_bias
     return _at_the_output(
         local, at, (name,), (-1,),
-        (unembedding[plus] - unembedding[minus])[None],
+        (unembedding[plus].to(bias) - unembedding[minus].to(bias))[None],
         logits.new_ones(1),
         (logits[plus] - logits[minus])[None],
         (bias[plus] - bias[minus])[None],

@@ -145,4 +145,4 @@ class StoredTranscoder(CrossLayerTranscoder):
     def decoder_rows(self, source: int, features: Int[Tensor, " row"]) -> Float[Tensor, "row reach d_model"]:
         """Decoder vectors of some features of a layer, each read once and in the order of the file."""
         wanted, place = features.unique(return_inverse=True)
-        return self._stored.decoder(source, wanted.cpu()).to(self.b_dec)[place]
+        return self._stored.decoder(source, wanted.cpu()).to(self.W_enc)[place.to(self.W_enc.device)]

@@ -7,7 +7,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tracer.replacement import LocalReplacementModel, ReplacementModel
+from tracer.local import LocalReplacementModel
+from tracer.replacement import ReplacementModel
 from transcoders import CrossLayerTranscoder, TranscoderConfig
 
 CASES = Path(__file__).parents[1] / "data"

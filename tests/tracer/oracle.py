@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from tracer.replacement import LocalReplacementModel, ReplacementModel
+from tracer.local import LocalReplacementModel
+from tracer.replacement import ReplacementModel
 from tracer.rows import Rows
 from tracer.sources import Sources
 from tracer.targets import Targets

@@ -8,7 +8,8 @@ from transformers import OPTConfig, OPTForCausalLM
 from tests.tracer.conftest import tiny_tokenizer
 from tests.tracer.families import CONFIGS, tiny_model
 from tests.tracer.oracle import dense, jacobian
-from tracer.replacement import LocalReplacementModel, ReplacementModel, linear_logits
+from tracer.local import LocalReplacementModel, linear_logits
+from tracer.replacement import ReplacementModel
 from tracer.rows import attribution_rows
 from tracer.sources import Sources
 from tracer.targets import Targets, token_targets, top_tokens
@@ -76,6 +77,21 @@ def test_incoming_edges_and_bias_add_up(traced):
     _, local, targets = traced
     rows = attribution_rows(local, targets, coverage=1.0)
     assert rows.conservation_error < 2e-5
+    assert rows.logits_error < 1e-5
+
+
+def test_what_is_not_held_but_made_on_the_way_gives_the_same_rows(traced, monkeypatch):
+    """As on a prompt whose attention patterns and write vectors would not fit into memory."""
+    replacement, local, targets = traced
+    expected = attribution_rows(local, targets, coverage=1.0)
+    monkeypatch.setattr("tracer.local.PATTERNS", 0)
+    monkeypatch.setattr("tracer.sources.WRITES", 0)
+    monkeypatch.setattr("tracer.sources.CHUNK", 2000)
+    again = replacement.localize(local.prompt)
+    assert all(layer.held is None for layer in again.attention)
+    rows = attribution_rows(again, targets, coverage=1.0)
+    assert torch.equal(rows.source, expected.source)
+    torch.testing.assert_close(rows.effect, expected.effect, atol=1e-5, rtol=1e-4)
     assert rows.logits_error < 1e-5
 
 

@@ -12,7 +12,8 @@ from tests.tracer.conftest import tiny_llama, tiny_tokenizer
 from tests.tracer.oracle import dense
 from tracer.attribution import attribute
 from tracer.errors import TraceError
-from tracer.replacement import ReplacementModel, linear_logits
+from tracer.local import linear_logits
+from tracer.replacement import ReplacementModel
 from tracer.rows import attribution_rows
 from tracer.sources import Sources
 from tracer.targets import difference_target, token_targets, top_tokens
@@ -96,6 +97,37 @@ def test_a_limit_on_features_is_kept_and_the_coverage_it_gave_reported(local):
     rows = attribution_rows(local, targets_of(local), coverage=1.0, max_features=5)
     assert len(rows.target) == 5 + len(targets_of(local).names)
     assert rows.coverage < 1
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
+def test_of_each_row_the_largest_inputs_are_kept_and_the_others_are_its_remainder(local, share):
+    targets = targets_of(local)
+    whole, part = (attribution_rows(local, targets, coverage=1.0, row_share=value) for value in (1.0, share))
+    assert (whole.row_share, part.row_share) == (1, share)
+    assert whole.remainder.abs().max() == 0
+    assert len(part.effect) < len(whole.effect)
+    sources = Sources(local)
+    every, kept = dense(whole, sources), dense(part, sources)
+    for row, some in zip(every, kept, strict=True):
+        size, wanted = row.abs(), share * row.abs().sum()
+        assert torch.equal(some[some != 0], row[some != 0])
+        assert some.abs().sum() >= wanted * (1 - 1e-5)
+        smallest = size[some != 0].min()
+        assert size[some == 0].max() <= smallest
+        assert some.abs().sum() - smallest < wanted * (1 + 1e-5)
+    torch.testing.assert_close(part.remainder, (every - kept).sum(1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(kept.sum(1) + part.bias, every.sum(1) + whole.bias, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(part.influence, whole.influence)
+
+
+def test_a_graph_says_what_its_rows_leave_out(local):
+    graph = attribute(local, targets_of(local), coverage=1.0, row_share=0.9)
+    total = np.bincount(graph.target, graph.weight, minlength=graph.n_nodes) + graph.bias
+    has_row = ~np.isnan(graph.bias)
+    assert total[has_row] == pytest.approx(graph.pre_activation[has_row], abs=1e-4)
+    assert np.abs(graph.remainder[has_row]).max() > 0
+    assert np.isnan(graph.remainder[~has_row]).all()
+    assert graph.info.row_share == 0.9
 
 
 def test_a_difference_is_the_difference_of_two_rows(local):

@@ -12,7 +12,8 @@ from tests.tracer.oracle import dense, jacobian
 from tests.tracer.test_families import HOOKS, random_transcoder
 from tracer.attribution import attribute
 from tracer.errors import TraceError
-from tracer.replacement import LocalReplacementModel, ReplacementModel
+from tracer.local import LocalReplacementModel
+from tracer.replacement import ReplacementModel
 from tracer.rows import attribution_rows
 from tracer.sources import Sources
 from tracer.targets import (
@@ -346,11 +347,10 @@ def test_without_active_features_at_the_last_position_the_others_are_there():
     features = dataclasses.replace(
         local.features, **{f.name: getattr(local.features, f.name)[keep] for f in dataclasses.fields(local.features)}
     )
-    decoders = tuple(rows[keep[local.features.layer == layer]] for layer, rows in enumerate(local.decoders))
     activation = torch.zeros(3, 4, 20)
     activation[features.layer, features.position, features.feature] = features.activation
     whole = torch.zeros(3, 4, 20)
     whole[local.features.layer, local.features.position, local.features.feature] = local.features.activation
     lost = local.transcoder.decode(whole) - local.transcoder.decode(activation)
-    graph = explained(dataclasses.replace(local, features=features, decoders=decoders, error=local.error + lost))
+    graph = explained(dataclasses.replace(local, features=features, error=local.error + lost))
     assert graph.position[graph.kind == NodeKind.FEATURE].max() == 2

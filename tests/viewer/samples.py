@@ -65,6 +65,7 @@ def make_graph(
         activation=np.where(is_feature, 1.5, np.nan),
         pre_activation=np.where(is_feature | is_logit, 1.75, np.nan),
         bias=np.full(len(rows), np.nan),
+        remainder=np.full(len(rows), np.nan),
         influence=influence,
         cumulative_influence=cumulative_share(influence),
         probability=probability,
