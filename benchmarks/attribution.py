@@ -88,11 +88,11 @@ def _run(command: list[str]) -> Run:
     result = json.loads(output.strip().splitlines()[-1])
     return Run(
         result["active"], result["kept_nodes"], median(result["attribution_seconds"]),
-        median(result["pruning_seconds"]), whole, _megabytes(usage),
+        median(result["pruning_seconds"]), whole, megabytes(usage),
     )  # fmt: skip
 
 
-def _megabytes(usage: resource.struct_rusage) -> float:
+def megabytes(usage: resource.struct_rusage) -> float:
     return usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 

@@ -11,8 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from transcoders.activations import mlp_activations
 
-N_WORDS = 1000
 SPECIAL = ("<unk>", "<bos>", "<eos>")
+CALIBRATED_ON = 512
+"""Tokens from which the share of active features is set."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Case:
     n_heads: int = 8
     n_key_value_heads: int = 4
     d_mlp: int = 512
+    n_words: int = 1003
+    dtype: str = "float32"
+    """Of the weights in the files."""
     seed: int = 0
 
 
@@ -39,57 +43,66 @@ def write_case(case: Case, folder: Path) -> None:
         LlamaConfig(
             hidden_size=case.d_model, intermediate_size=case.d_mlp, num_hidden_layers=case.n_layers,
             num_attention_heads=case.n_heads, num_key_value_heads=case.n_key_value_heads,
-            head_dim=case.d_model // case.n_heads, vocab_size=len(SPECIAL) + N_WORDS,
+            head_dim=case.d_model // case.n_heads, vocab_size=case.n_words,
             max_position_embeddings=max(64, case.n_tokens), bos_token_id=1, eos_token_id=2, pad_token_id=2,
             tie_word_embeddings=False,
         )
-    ).eval()  # fmt: skip
+    ).to(getattr(torch, case.dtype)).eval()  # fmt: skip
     for name, weight in model.named_parameters():
         if weight.ndim == 2:
             weight.normal_(0, 0.5 if "embed" in name else weight.shape[1] ** -0.5)
     model.save_pretrained(folder / "model")
-    _tokenizer().save_pretrained(folder / "model")
+    _tokenizer(case.n_words).save_pretrained(folder / "model")
     settings = folder / "model" / "tokenizer_config.json"
     # the name by which transformers 4, which the peer needs, knows it too
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
-    generator = torch.Generator().manual_seed(case.seed)
-    tokens = torch.randint(len(SPECIAL), len(SPECIAL) + N_WORDS, (case.n_tokens,), generator=generator)
-    tokens[0] = 1
-    _write_transcoder(case, model, tokens, generator, folder / "transcoder")
-    words = " ".join(f"w{i - len(SPECIAL)}" for i in tokens[1:].tolist())
+    _write_transcoder(case, model, _tokens(case)[:CALIBRATED_ON], folder / "transcoder")
+    write_prompt(case, folder)
+
+
+def write_prompt(case: Case, folder: Path) -> None:
+    """Write prompt.json: other prompts of a case are the beginnings of its longest."""
+    words = " ".join(f"w{i - len(SPECIAL)}" for i in _tokens(case)[1:].tolist())
     (folder / "prompt.json").write_text(json.dumps({"prompt": words, "case": asdict(case)}))
 
 
-def _write_transcoder(
-    case: Case, model: LlamaForCausalLM, tokens: torch.Tensor, generator: torch.Generator, folder: Path
-) -> None:
-    keep = torch.ones(1, case.n_tokens, dtype=torch.bool)
+def _tokens(case: Case) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(case.seed)
+    tokens = torch.randint(len(SPECIAL), case.n_words, (case.n_tokens,), generator=generator)
+    tokens[0] = 1
+    return tokens
+
+
+def _write_transcoder(case: Case, model: LlamaForCausalLM, tokens: torch.Tensor, folder: Path) -> None:
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    keep = torch.ones(1, len(tokens), dtype=torch.bool)
     keep[0, 0] = False
-    inputs, outputs = mlp_activations(model, tokens[None], keep, "mlp.hook_in")
+    inputs, outputs = (part.float() for part in mlp_activations(model, tokens[None], keep, "mlp.hook_in"))
+    dtype = getattr(torch, case.dtype)
     folder.mkdir()
     for layer in range(case.n_layers):
-        W_enc = torch.randn(case.n_features, case.d_model, generator=generator) * case.d_model**-0.5
-        pre_activation = inputs[layer] @ W_enc.T
-        bias = pre_activation.flatten().quantile(1 - case.l0 / case.n_features)
+        W_enc = (torch.randn(case.n_features, case.d_model, generator=generator) * case.d_model**-0.5).to(dtype)
+        pre_activation = (inputs[layer] @ W_enc.float().T).flatten()
+        bias = pre_activation.kthvalue(round(len(pre_activation) * (1 - case.l0 / case.n_features))).values
         W_dec = torch.randn(case.n_features, case.n_layers - layer, case.d_model, generator=generator)
         W_dec *= outputs[layer].std() / (case.l0 * case.n_layers) ** 0.5
         save_file(
             {
-                f"W_enc_{layer}": W_enc, f"b_enc_{layer}": -bias.expand(case.n_features).clone(),
+                f"W_enc_{layer}": W_enc, f"b_enc_{layer}": (-bias).expand(case.n_features).clone(),
                 f"b_dec_{layer}": outputs[layer].mean(0),
             },
             folder / f"W_enc_{layer}.safetensors",
         )  # fmt: skip
-        save_file({f"W_dec_{layer}": W_dec}, folder / f"W_dec_{layer}.safetensors")
+        save_file({f"W_dec_{layer}": W_dec.to(dtype)}, folder / f"W_dec_{layer}.safetensors")
     (folder / "config.yaml").write_text(
         "model_kind: cross_layer_transcoder\nmodel_name: model\nfeature_input_hook: mlp.hook_in\n"
         "feature_output_hook: hook_mlp_out\nscan: benchmark\n"
     )
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer(n_words: int) -> PreTrainedTokenizerFast:
     """One token a word."""
-    words = [*SPECIAL, *(f"w{i}" for i in range(N_WORDS))]
+    words = [*SPECIAL, *(f"w{i}" for i in range(n_words - len(SPECIAL)))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])

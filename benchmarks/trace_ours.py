@@ -20,19 +20,26 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("case", type=Path)
     parser.add_argument("--coverage", type=float, default=1.0)
+    parser.add_argument("--max-features", type=int)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--edges", type=Path, help="Write the dense adjacency of nodes and rows here (.npz).")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     prompt = json.loads((options.case / "prompt.json").read_text())["prompt"]
-    replacement = ReplacementModel.load(options.case / "model", options.case / "transcoder")
+    replacement = ReplacementModel.load(
+        options.case / "model", options.case / "transcoder", dtype=getattr(torch, options.dtype)
+    )
     attribution, pruning = [], []
     for _ in range(options.repeats):
         graph = pruned = None  # or the last one would count in the peak
         start = time.perf_counter()
         local = replacement.localize(replacement.tokenize(prompt))
-        graph = attribute(local, choose_targets(replacement, local, TraceConfig()), coverage=options.coverage)
+        graph = attribute(
+            local, choose_targets(replacement, local, TraceConfig()), coverage=options.coverage,
+            max_features=options.max_features,
+        )  # fmt: skip
         attribution.append(time.perf_counter() - start)
         start = time.perf_counter()
         pruned = prune(graph, node_threshold=0.8, edge_threshold=0.98)
@@ -44,7 +51,8 @@ def main() -> None:
             {
                 "active": int((graph.kind == NodeKind.FEATURE).sum()), "edges": len(graph.weight),
                 "attribution_seconds": attribution, "pruning_seconds": pruning,
-                "kept_nodes": len(pruned.kind),
+                "kept_nodes": len(pruned.kind), "coverage": graph.info.coverage, "row_share": graph.info.row_share,
+                "conservation_error": graph.info.conservation_error,
             }
         )
     )  # fmt: skip

@@ -1,0 +1,68 @@
+"""Time and memory of tracing long prompts on a random model of Llama-3.2-1B's shape.
+
+    python -m benchmarks.long_prompts                      # 288, 575, 1,150 and 2,300 tokens, 64 features attributed
+    python -m benchmarks.long_prompts --max-features 256
+
+Weights are bfloat16, sums float32. The files take about 8 GB and are removed at the end.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.attribution import megabytes
+from benchmarks.random_case import Case, write_case, write_prompt
+
+HERE = Path(__file__).parent
+LLAMA_1B = Case(
+    n_layers=16, d_model=2048, n_features=8192, n_tokens=2300, l0=50, n_heads=32, n_key_value_heads=8, d_mlp=8192,
+    n_words=128_256, dtype="bfloat16",
+)  # fmt: skip
+LENGTHS = (288, 575, 1150, 2300)
+
+
+@click.command()
+@click.option("--max-features", default=64, show_default=True, help="Features to attribute.")
+@click.option("--threads", default=2, show_default=True)
+@click.option("--tokens", multiple=True, type=int, default=LENGTHS, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), help="Keep the model's files here and use them again.")
+def main(max_features: int, threads: int, tokens: tuple[int, ...], folder: Path | None) -> None:
+    """Print a table: seconds, peak memory and the laws by the number of tokens."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = folder or Path(temporary)
+        if not (folder / "model").exists():
+            write_case(LLAMA_1B, folder)
+        table = Table("tokens", "active", "edges", "attribution s", "peak MB", "conservation", "coverage", "row share")
+        for n in tokens:
+            write_prompt(replace(LLAMA_1B, n_tokens=n), folder)
+            command = [
+                sys.executable, str(HERE / "trace_ours.py"), str(folder), "--repeats", "1", "--threads", str(threads),
+                "--dtype", "bfloat16", "--max-features", str(max_features),
+            ]  # fmt: skip
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(HERE.parent)}, text=True
+            )
+            assert process.stdout is not None
+            output = process.stdout.read()
+            _, status, usage = os.wait4(process.pid, 0)
+            if status != 0:
+                raise click.ClickException(f"{n} tokens ended with status {os.waitstatus_to_exitcode(status)}.")
+            run = json.loads(output.strip().splitlines()[-1])
+            table.add_row(
+                f"{n:,}", f"{run['active']:,}", f"{run['edges']:,}", f"{run['attribution_seconds'][0]:.0f}",
+                f"{megabytes(usage):,.0f}", f"{run['conservation_error']:.0e}", f"{run['coverage']:.3f}",
+                f"{run['row_share']}",
+            )  # fmt: skip
+        Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
