@@ -4,13 +4,13 @@ from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, GraphInfo, NodeKind, logit_weights, subgraph
 from graphs.influence import (
     Scores,
-    completeness_counting_leaves,
     cumulative_share,
     edge_influence,
     node_influence,
     score,
 )
 from graphs.paths import Path, path_length_distribution, strongest_paths
+from graphs.peer import completeness_counting_leaves, with_unscaled_tokens
 from graphs.pruning import keep_largest, prune
 from graphs.store import DamagedGraph, GraphStore, StoredGraph
 
@@ -35,4 +35,5 @@ __all__ = [
     "score",
     "strongest_paths",
     "subgraph",
+    "with_unscaled_tokens",
 ]

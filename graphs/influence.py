@@ -122,7 +122,7 @@ def score(graph: AttributionGraph, nodes: Bool[ndarray, "node"] | None = None) -
     followed = reach[edges.node] * (total > 0)
     unknown = float((followed * from_errors / np.maximum(total, TINY)).sum())
     known = float(reach[graph.kind == NodeKind.TOKEN].sum())
-    return Scores(_ratio(known, known + unknown), _ratio(float(followed.sum()) - unknown, float(followed.sum())))
+    return Scores(ratio(known, known + unknown), ratio(float(followed.sum()) - unknown, float(followed.sum())))
 
 
 def _folded(edges: Incoming, folded: Bool[ndarray, "node"], place: Int[ndarray, "node"]) -> Float64[ndarray, "row"]:
@@ -148,21 +148,7 @@ def score_from(graph: AttributionGraph, influence: Float[ndarray, "node"]) -> Sc
     unknown = float(reach[graph.kind == NodeKind.ERROR].sum())
     known = float(reach[graph.kind == NodeKind.TOKEN].sum())
     followed = float(reach[graph.incoming.node].sum())
-    return Scores(_ratio(known, known + unknown), _ratio(followed - unknown, followed))
-
-
-def completeness_counting_leaves(graph: AttributionGraph) -> float:
-    """Completeness as circuit-tracer computes it, for comparison only.
-
-    Its mean runs over tokens and errors too, which have no inputs and so count as perfectly explained; the value is
-    never below `score(graph).completeness`.
-    """
-    weight = logit_weights(graph)
-    reach = node_influence(graph.source, graph.target, graph.weight, weight) + weight
-    share = input_share(graph.target, graph.weight, graph.n_nodes)
-    from_error = graph.kind[graph.source] == NodeKind.ERROR
-    error_share = np.bincount(graph.target[from_error], share[from_error], minlength=graph.n_nodes)
-    return _ratio((reach * (1 - error_share)).sum(), reach.sum())
+    return Scores(ratio(known, known + unknown), ratio(followed - unknown, followed))
 
 
 def always_kept(graph: AttributionGraph) -> Bool[ndarray, "node"]:
@@ -175,6 +161,7 @@ def _places(graph: AttributionGraph) -> Int[ndarray, "node"]:
     return (graph.layer.astype(np.int64) + 1) * (len(graph.info.tokens) + 1) + graph.position + 1
 
 
-def _ratio(part: float, whole: float) -> float:
+def ratio(part: float, whole: float) -> float:
+    """A share; 0 of nothing."""
     # rounding may carry a sum of shares past 1 by one unit in the last place
     return float(min(max(part / whole, 0.0), 1.0)) if whole > 0 else 0.0

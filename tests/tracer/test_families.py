@@ -1,13 +1,17 @@
 """Every model family: the laws hold, and edges are the derivatives that autograd finds in the real model."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
+from graphs import NodeKind, with_unscaled_tokens
 from tests.tracer.conftest import tiny_tokenizer
 from tests.tracer.families import CONFIGS, tiny_model
 from tests.tracer.oracle import dense, jacobian
+from tracer.attribution import attribute
 from tracer.local import LocalReplacementModel, linear_logits
 from tracer.replacement import ReplacementModel
 from tracer.rows import attribution_rows
@@ -93,6 +97,29 @@ def test_what_is_not_held_but_made_on_the_way_gives_the_same_rows(traced, monkey
     assert torch.equal(rows.source, expected.source)
     torch.testing.assert_close(rows.effect, expected.effect, atol=1e-5, rtol=1e-4)
     assert rows.logits_error < 1e-5
+
+
+def test_the_peers_gemma_3_is_ours_with_token_edges_too_small_by_the_embedding_scale():
+    """Its token vector is the row of the embedding matrix; what enters the residual stream is √16 times that."""
+    model = tiny_model("gemma3_text")
+    transcoder = random_transcoder("hook_resid_mid", "hook_mlp_out")
+    replacement = ReplacementModel.of(model, tiny_tokenizer(), transcoder)
+    local = replacement.localize(replacement.tokenize("w3 w1 w4 w1"))
+    rows = dissect(model).embedding.weight[list(local.prompt.token_ids)]
+    torch.testing.assert_close(local.embedding, rows * 4)
+    ids, _ = top_tokens(local, max_logits=3)
+    targets = token_targets(local, tuple(ids), tuple(map(str, ids)))
+    graph = attribute(local, targets, coverage=1.0)
+    rest = local.embedding - rows.detach()  # left to no node, so that the laws still hold
+    halves = dataclasses.replace(local, embedding=rows.detach(), position_embedding=rest)
+    unscaled = attribute(halves, targets, coverage=1.0)
+    variant = with_unscaled_tokens(graph, D_MODEL)
+    assert variant.weight == pytest.approx(unscaled.weight, abs=1e-6)
+    from_tokens = graph.kind[graph.source] == NodeKind.TOKEN
+    assert variant.weight[from_tokens] == pytest.approx(graph.weight[from_tokens] / 4)
+    assert (variant.weight[~from_tokens] == graph.weight[~from_tokens]).all()
+    is_token = graph.kind == NodeKind.TOKEN
+    assert variant.influence[is_token].sum() < graph.influence[is_token].sum()
 
 
 @pytest.mark.parametrize(("name", "offset"), [("llama", 0.0), ("gemma2", 1.0)])
