@@ -27,6 +27,8 @@ def choose_targets(replacement: ReplacementModel, local: LocalReplacementModel, 
     """Everything the settings name, or the most probable tokens if they name nothing."""
     position = config.position
     asked = _named_tokens(replacement, local, config) if config.target else []
+    for plus, minus in config.target_difference:
+        asked.append(_difference(replacement, local, plus, one_token(replacement, minus), position))
     for text in config.target_feature:
         layer, feature, at = parse_feature(text)
         asked.append(feature_target(local, layer, feature, position=position if at is None else at))
@@ -40,16 +42,20 @@ def choose_targets(replacement: ReplacementModel, local: LocalReplacementModel, 
 
 
 def _named_tokens(replacement: ReplacementModel, local: LocalReplacementModel, config: TraceConfig) -> list[Targets]:
-    position, named = config.position, [one_token(replacement, text) for text in config.target]
-    names = [replacement.token_text(token_id) for token_id in named]
-    if config.target_minus is None:
-        return [token_targets(local, tuple(named), tuple(names), position=position)]
-    minus = one_token(replacement, config.target_minus)
-    less = f"− {replacement.token_text(minus)}"
-    return [
-        difference_target(local, plus, minus, f"{name} {less}", position=position)
-        for plus, name in zip(named, names, strict=True)
-    ]
+    position = config.position
+    if config.target_minus is not None:
+        minus = one_token(replacement, config.target_minus)
+        return [_difference(replacement, local, text, minus, position) for text in config.target]
+    named = tuple(one_token(replacement, text) for text in config.target)
+    return [token_targets(local, named, tuple(map(replacement.token_text, named)), position=position)]
+
+
+def _difference(
+    replacement: ReplacementModel, local: LocalReplacementModel, text: str, minus: int, position: int | str
+) -> Targets:
+    plus = one_token(replacement, text)
+    name = f"{replacement.token_text(plus)} − {replacement.token_text(minus)}"
+    return difference_target(local, plus, minus, name, position=position)
 
 
 def one_token(replacement: ReplacementModel, text: str) -> int:

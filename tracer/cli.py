@@ -83,6 +83,13 @@ def cli() -> None:
 )
 @click.option("--target-minus", metavar="TOKEN", help="Explain each --target less this token.")
 @click.option(
+    "--target-difference",
+    nargs=2,
+    metavar="TOKEN OTHER",
+    multiple=True,
+    help="Explain this token less the other, beside whatever else is named; repeatable.",
+)
+@click.option(
     "--target-feature",
     metavar="LAYER/FEATURE[@POSITION]",
     multiple=True,

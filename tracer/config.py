@@ -15,6 +15,8 @@ class TraceConfig:
     """Explain these tokens instead of the most probable ones, each weighted by its probability."""
     target_minus: str | None = None
     """Explain each `target` less this token: what made the model prefer one to the other."""
+    target_difference: Sequence[Sequence[str]] = ()
+    """Explain the first token of each pair less the second, beside whatever else is named."""
     target_feature: Sequence[str] = ()
     """Explain these active features, written LAYER/FEATURE or LAYER/FEATURE@POSITION."""
     target_direction: Sequence[str] = ()
@@ -46,6 +48,10 @@ class TraceConfig:
                 raise TraceError(f"{name} is the text {getattr(self, name)!r}; give a tuple of texts.")
             # JSON gives lists; a frozen value has none
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        pairs = tuple(tuple(pair) for pair in self.target_difference)
+        if any(len(pair) != 2 for pair in pairs):
+            raise TraceError(f"target_difference is {list(self.target_difference)}; give pairs of tokens.")
+        object.__setattr__(self, "target_difference", pairs)
         object.__setattr__(self, "position", as_position(self.position))
         for name in ("logit_mass", "coverage", "node_threshold", "edge_threshold", "row_share"):
             value = getattr(self, name)

@@ -47,6 +47,16 @@ def test_each_token_is_explained_less_another(replacement, local):
     assert asked == [("w7 − w5", 3, 2), ("w3 − w5", 3, 2)]
 
 
+def test_tokens_and_differences_are_explained_together(replacement, local):
+    asked = chosen(replacement, local, target=("w7",), target_difference=(("w7", "w5"), ("w3", "w2")))
+    assert asked == [("w7", 3, 6), ("w7 − w5", 3, 6), ("w3 − w2", 3, 6)]
+
+
+def test_a_difference_of_three_is_refused():
+    with pytest.raises(TraceError, match="give pairs of tokens"):
+        TraceConfig(target_difference=(("a", "b", "c"),))
+
+
 def test_a_feature_is_taken_at_the_traced_position_unless_it_names_its_own(replacement, local):
     feature = int(local.features.feature[(local.features.layer == 1) & (local.features.position == 3)][0])
     for settings in ({"target_feature": (f"1/{feature}",), "position": 3}, {"target_feature": (f"1/{feature}@-4",)}):
@@ -54,7 +64,13 @@ def test_a_feature_is_taken_at_the_traced_position_unless_it_names_its_own(repla
 
 
 def test_settings_come_back_from_json(probe):
-    config = TraceConfig(target=("w7", "w3"), target_feature=("1/2@3",), target_direction=(probe,), position="-2")
+    config = TraceConfig(
+        target=("w7", "w3"),
+        target_difference=(("w7", "w5"),),
+        target_feature=("1/2@3",),
+        target_direction=(probe,),
+        position="-2",
+    )
     assert config.position == -2
     assert TraceConfig(**json.loads(json.dumps(asdict(config)))) == config
     assert hash(config) == hash(TraceConfig(**asdict(config)))
