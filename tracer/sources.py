@@ -50,11 +50,9 @@ class Sources:
         self.column[order] = torch.arange(len(order), device=device)
         place = self.position[order] * (n_layers + 1) + self.layer[order] + 1
         self._start = torch.searchsorted(place, torch.arange(n_positions * (n_layers + 1) + 1, device=device)).tolist()
-        width = local.error.shape[-1] * local.error.element_size()
-        columns = [self._spans(layer, n_positions)[-1][1] for layer in range(n_layers)]
-        self._held = [self._written(layer, 0, n_positions) for layer in range(n_layers)] if (
-            sum(columns) * width <= WRITES * free_memory(device)
-        ) else None  # fmt: skip
+        needed = sum(self._spans(layer, n_positions)[-1][1] for layer in range(n_layers)) * local.error[0, 0].nbytes
+        fits = needed <= WRITES * free_memory(device)
+        self._held = [self._written(layer, 0, n_positions) for layer in range(n_layers)] if fits else None
         """Per layer the vectors that sources write there, in the order of their columns, position after position."""
         self.constant = [self._constant(layer) for layer in range(n_layers)]
         """Per layer what is added to the residual stream and is no node."""
@@ -64,6 +62,10 @@ class Sources:
     @property
     def n_sources(self) -> int:
         return self.first[-1]
+
+    def n_columns(self, n: int) -> int:
+        """Columns of the first n positions: they come first."""
+        return self._start[n * (self.local.n_layers + 1)]
 
     def below(self, layer: int, n: int) -> Int[Tensor, " source"]:
         """The sources below a layer at the first n positions: all that can have an effect on a target there."""
@@ -92,7 +94,7 @@ class Sources:
 
     def _chunks(self, layer: int, n: int) -> Iterator[tuple[int, int]]:
         """Runs of positions whose write vectors are small enough to be made on the way."""
-        most = CHUNK // (self.local.error.shape[-1] * self.local.error.element_size())
+        most = CHUNK // self.local.error[0, 0].nbytes
         spans = self._spans(layer, n)
         first, before = 0, 0
         for position, (_, total) in enumerate(spans):

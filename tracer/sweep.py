@@ -41,7 +41,7 @@ def effects(
         cotangent = local.attention[layer].transpose_at(read, position, n)
         bias += (read * local.attention[layer].constant[position]).sum(1)
     cotangent[torch.arange(len(position)), position] += read
-    effect = read.new_zeros(len(position), sources.n_sources)
+    effect = read.new_zeros(len(position), sources.n_columns(n))
     for below in reversed(range(layer)):
         for p, columns, writes in sources.writes(below, n):
             effect[:, columns].addmm_(cotangent[:, p], writes.T)
