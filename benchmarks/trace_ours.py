@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--edges", type=Path, help="Write the dense adjacency of nodes and rows here (.npz).")
+    parser.add_argument("--edges", type=Path, help="Write nodes, edges and the nodes that pruning keeps here (.npz).")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     prompt = json.loads((options.case / "prompt.json").read_text())["prompt"]
@@ -33,7 +33,7 @@ def main() -> None:
     )
     attribution, pruning = [], []
     for _ in range(options.repeats):
-        graph = pruned = None  # or the last one would count in the peak
+        local = graph = pruned = None  # or the last one would count in the peak
         start = time.perf_counter()
         local = replacement.localize(replacement.tokenize(prompt))
         graph = attribute(

@@ -8,6 +8,7 @@ from graphs.influence import (
     edge_influence,
     node_influence,
     score,
+    score_from,
 )
 from graphs.paths import Path, path_length_distribution, strongest_paths
 from graphs.peer import completeness_counting_leaves, with_unscaled_tokens
@@ -33,6 +34,7 @@ __all__ = [
     "path_length_distribution",
     "prune",
     "score",
+    "score_from",
     "strongest_paths",
     "subgraph",
     "with_unscaled_tokens",

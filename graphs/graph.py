@@ -58,13 +58,13 @@ class GraphInfo:
     row_share: float = 1.0
     """Share of Σ|input| of each target that its edges hold at least; the others' sum is its `remainder`."""
     coverage: float = 1.0
-    """Share of the influence that attribution had followed when it stopped."""
+    """1 − the largest share of a layer's influence that attribution left out."""
     skipped_influence: float = 0.0
-    """Share of the influence that ends at features without a row."""
+    """Influence that ends at features without a row: no node's influence is understated by more."""
     logits_error: float = 0.0
-    """Largest difference between the logits of the local replacement model and of the model."""
+    """Largest difference between the logits of the local replacement model and of the model, in largest logits."""
     conservation_error: float = 0.0
-    """Largest difference between a target's pre-activation and its incoming edges plus bias."""
+    """Largest difference between a target's pre-activation and its edges plus bias, as a share of Σ|edge| + |bias|."""
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     config: str = "{}"

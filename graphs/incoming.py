@@ -19,12 +19,17 @@ class Incoming:
     source: Int[ndarray, "edge"]
     weight: Float[ndarray, "edge"]
     number: Int[ndarray, "edge"] | None
-    """Of each among the edges as they were given; None if they are the same in the same order."""
+    """Of each among the edges as they were given; None where that is its place here."""
     node: Int[ndarray, "row"]
     """The target of each row, ascending."""
     start: Int[ndarray, "row"]
     """Where its edges start."""
     count: Int[ndarray, "row"]
+
+    @property
+    def as_given(self) -> Int[ndarray, "edge"]:
+        """The number of each edge among those given."""
+        return np.arange(len(self.source)) if self.number is None else self.number
 
     @property
     def row(self) -> Int[ndarray, "edge"]:

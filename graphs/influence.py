@@ -147,7 +147,8 @@ def score_from(graph: AttributionGraph, influence: Float[ndarray, "node"]) -> Sc
     reach = influence + logit_weights(graph)
     unknown = float(reach[graph.kind == NodeKind.ERROR].sum())
     known = float(reach[graph.kind == NodeKind.TOKEN].sum())
-    followed = float(reach[graph.incoming.node].sum())
+    has_inputs = graph.incoming.node[received(graph.incoming) > 0]
+    followed = float(reach[has_inputs].sum())
     return Scores(ratio(known, known + unknown), ratio(followed - unknown, followed))
 
 

@@ -31,7 +31,7 @@ def prune(graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshol
 
     # influence is shared out anew among the nodes that are left
     edges = out_of(into(graph.incoming, nodes), nodes)
-    alive = np.sort(edges.number[keep_largest(flow(edges, weights), edge_threshold)])
+    alive = np.sort(edges.as_given[keep_largest(flow(edges, weights), edge_threshold)])
 
     nodes, alive = _without_loose_ends(graph, nodes, alive)
     whole, pruned = score_from(graph, influence), score(graph, nodes)

@@ -60,16 +60,23 @@ _GRAPHS = _table(
     _column("pruned_replacement_score", pa.float64(), "The same with removed features counted as errors.", "share"),
     _column("pruned_completeness_score", pa.float64(), "The same with removed features counted as errors.", "share"),
     _column("row_share", pa.float64(), "Share of each target's inputs that its edges hold at least.", "share"),
-    _column("coverage", pa.float64(), "Influence that attribution had followed when it stopped.", "share"),
-    _column("skipped_influence", pa.float64(), "Influence that ends at features without a row of edges.", "share"),
     _column(
-        "logits_error", pa.float64(), "Largest difference of the replaced model's logits from the model's.", "logits"
+        "coverage", pa.float64(), "1 less the largest share of a layer's influence that attribution left out.", "share"
+    ),
+    _column(
+        "skipped_influence", pa.float64(), "Influence that ends at features without a row of edges.", "probability"
+    ),
+    _column(
+        "logits_error",
+        pa.float64(),
+        "Largest difference of the linear model's logits from the model's.",
+        "largest logit",
     ),
     _column(
         "conservation_error",
         pa.float64(),
         "Largest difference between a pre-activation and the edges and bias that make it up.",
-        "pre-activation",
+        "share of Σ|edge| + |bias|",
     ),
     _column("seconds", pa.float64(), "Time the trace took.", "seconds"),
     _column("peak_memory_mb", pa.float64(), "Most memory the trace used.", "MB"),

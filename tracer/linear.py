@@ -52,10 +52,8 @@ class FrozenNorm:
 class FrozenAttention:
     """One layer's attention with its pattern held; the norms before and after it are part of the three factors."""
 
-    held: Float[Tensor, "head position position"] | None
-    """The pattern, unless it is too large to be held."""
-    computed: Callable[[], Float[Tensor, "head position position"]] | None
-    """Computes a pattern that is not held."""
+    held: Float[Tensor, "head position position"] | Callable[[], Float[Tensor, "head position position"]]
+    """The pattern, or what computes it anew where it is too large to be held."""
     W_V: Float[Tensor, "kv_head d_head d_model"]
     W_O: Float[Tensor, "d_model head d_head"]
     constant: Float[Tensor, "position d_model"]
@@ -64,7 +62,7 @@ class FrozenAttention:
     @property
     def pattern(self) -> Float[Tensor, "head position position"]:
         """Weight of each source position (last axis) for each target position, times the norms' scales at both."""
-        return self.held if self.computed is None else self.computed()
+        return self.held if isinstance(self.held, Tensor) else self.held()
 
     def apply(self, x: Float[Tensor, "position d_model"]) -> Float[Tensor, "position d_model"]:
         """What attention adds to the residual stream x, less the constant."""
@@ -137,7 +135,7 @@ def freeze_attention(
     one = torch.ones_like(norm.scale)
     W_V = replace(norm, scale=one[:1]).transpose(W_V.flatten(0, 1)[:, None])[:, 0].view_as(W_V)
     W_O = replace(post_norm, scale=one[:1]).apply(W_O.flatten(1).T[:, None])[:, 0].T.reshape(W_O.shape)
-    return FrozenAttention(scaled() if hold else None, None if hold else scaled, W_V, W_O, constant)
+    return FrozenAttention(scaled() if hold else scaled, W_V, W_O, constant)
 
 
 def _moved(

@@ -129,7 +129,7 @@ def localize(
             norm(layer.attention_norm, f"attention norm {i}"),
             norm(layer.attention_post_norm, f"attention post norm {i}"),
         )
-        attention.append(freeze_attention(before, attend[i], layer.projections, after, hold=hold))
+        attention.append(freeze_attention(before, attend.pop(i), layer.projections, after, hold=hold))
         gainless = reads_before_gain(layer, config.reads)
         reads_residual = read_site(layer, config.reads) is not layer.mlp and not gainless
         read = norm(None if reads_residual else layer.mlp_norm, f"mlp norm {i}")

@@ -12,15 +12,19 @@ from tracer.errors import TraceError
 
 def free_memory(device: torch.device) -> int:
     """Bytes that may still be taken on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":  # what torch keeps for the next tensors is free as well
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     if not Path("/proc/meminfo").exists():
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(known["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip() != "max":  # a container
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
+        # in a container; pages of files that were read count as used, but make room when asked
+        pages = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(pages["inactive_file"]) - int(pages["active_file"])
+        free = min(free, int(limit) - used)
     return free
 
 
@@ -31,7 +35,8 @@ def explaining_lack_of_memory() -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         # On a CPU torch raises a plain RuntimeError, known by its text only.
-        if type(error) is RuntimeError and "not enough memory" not in str(error) and "can't allocate" not in str(error):
+        lacking = "not enough memory" in str(error) or "can't allocate" in str(error)
+        if not lacking and not isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
         raise TraceError(
             "memory ran out; attribute fewer features (--max-features 5000, or a lower --coverage), shorten the "

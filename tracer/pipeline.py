@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
-from graphs import AttributionGraph, prune, score
+import numpy as np
+
+from graphs import AttributionGraph, prune, score_from
 from tracer.attribution import attribute
 from tracer.choose import choose_targets
 from tracer.config import TraceConfig
@@ -63,7 +65,7 @@ def trace(
     if config.prune:
         graph = prune(whole, node_threshold=config.node_threshold, edge_threshold=config.edge_threshold)
     else:
-        scores = score(whole)
+        scores = score_from(whole, np.nan_to_num(whole.influence))
         info = replace(whole.info, replacement_score=scores.replacement, completeness_score=scores.completeness)
         graph = replace(whole, info=info)
     info = replace(

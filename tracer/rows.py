@@ -84,8 +84,10 @@ def attribution_rows(
     sources = sources or Sources(local)
     if sources.local is not local:
         raise TraceError("the sources are those of another prompt; prepare this one's with Sources(local).")
-    found = _Found(sources, row_share or _affordable(sources, max_features))
-    for part in _target_batches(targets, batch_size):
+    if row_share is not None and not 0 < row_share <= 1:
+        raise TraceError(f"row_share is {row_share}; expected a share above 0 and up to 1.")
+    found = _Found(sources, _affordable(sources, max_features) if row_share is None else row_share)
+    for part in _target_batches(targets, local.error.shape[-1], batch_size):
         layer, position = targets.layers[part[0]], torch.tensor([targets.positions[k] for k in part])
         position = position.to(local.error.device)
         effect, bias = effects(local, sources, layer, position, targets.direction[part], targets.bias[part])
@@ -183,7 +185,8 @@ class _Found:
         end = 0
         for part in self._parts:
             first, end = end, end + len(part.effect)
-            source[first:end].view(-1, len(part.source)).copy_(part.source)
+            if first < end:  # a target without any input has no edges
+                source[first:end].view(-1, len(part.source)).copy_(part.source)
         effect = torch.cat([part.effect for part in self._parts])
         self._parts.clear()
         return Rows(
@@ -193,10 +196,13 @@ class _Found:
 
 
 def _affordable(sources: Sources, max_features: int | None) -> float:
-    """The share of each row that there is memory for: all, or nearly all."""
-    rows = sources.n_active if max_features is None else min(max_features, sources.n_active)
-    needed = rows * sources.n_sources / 2 * ENTRY  # features see on average half of the sources at most
-    return 1.0 if needed <= free_memory(torch.device("cpu")) / 2 else KEPT
+    """The share of each row that there is memory for even if all features get rows: all, or nearly all."""
+    features, n_positions = sources.local.features, sources.local.n_positions
+    place = (sources.layer + 1) * n_positions + sources.position
+    counts = torch.bincount(place, minlength=(sources.local.n_layers + 1) * n_positions).view(-1, n_positions)
+    seen = counts.cumsum(0).cumsum(1)[features.layer, features.position]
+    most = seen if max_features is None else seen.sort(descending=True).values[:max_features]
+    return 1.0 if int(most.sum()) * ENTRY <= free_memory(torch.device("cpu")) / 2 else KEPT
 
 
 def _largest(size: Float[Tensor, "row source"], wanted: Float64[Tensor, " row"]) -> Bool[Tensor, "row source"]:
@@ -207,30 +213,33 @@ def _largest(size: Float[Tensor, "row source"], wanted: Float64[Tensor, " row"])
     return size >= ranked.gather(1, last[:, None])
 
 
-def _target_batches(targets: Targets, batch_size: int | None) -> Iterator[list[int]]:
+def _target_batches(targets: Targets, d_model: int, batch_size: int | None) -> Iterator[list[int]]:
     """Numbers of the explained targets, those of one layer together."""
     for layer in sorted(set(targets.layers)):
-        here = [k for k, other in enumerate(targets.layers) if other == layer]
-        size = batch_size or len(here)
-        yield from (here[i : i + size] for i in range(0, len(here), size))
+        here = sorted((targets.positions[k], k) for k, other in enumerate(targets.layers) if other == layer)
+        for first, end in _batches([position for position, _ in here], d_model, batch_size):
+            yield [k for _, k in here[first:end]]
 
 
 def _feature_batches(
     rows: Int[Tensor, " row"], positions: Int[Tensor, " active"], d_model: int, batch_size: int | None
 ) -> Iterator[Int[Tensor, " row"]]:
-    """Features of one layer, short cotangents together: as many as fit into so many numbers, or `batch_size`."""
-    position = positions[rows].tolist()
-    first = 0
-    while first < len(rows):
-        end = first + 1
-        if batch_size is not None:
-            end = min(first + batch_size, len(rows))
-        while batch_size is None and end < len(rows):
-            if end - first >= FEWEST and (end + 1 - first) * (position[end] + 1) * d_model > CELLS:
-                break
-            end += 1
+    """Features of one layer, in order."""
+    for first, end in _batches(positions[rows].tolist(), d_model, batch_size):
         yield rows[first:end]
-        first = end
+
+
+def _batches(positions: list[int], d_model: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
+    """Runs of ascending positions, short cotangents together: as many as fit into so many numbers, or `batch_size`."""
+    first = 0
+    for end in range(1, len(positions) + 1):
+        n = end - first
+        full = n == batch_size
+        if batch_size is None and end < len(positions):
+            full = n >= FEWEST and (n + 1) * (positions[end] + 1) * d_model > CELLS
+        if full or end == len(positions):
+            yield first, end
+            first = end
 
 
 def _runs(position: Int[Tensor, " row"]) -> Iterator[tuple[int, slice]]:

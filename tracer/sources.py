@@ -50,7 +50,7 @@ class Sources:
         self.column[order] = torch.arange(len(order), device=device)
         place = self.position[order] * (n_layers + 1) + self.layer[order] + 1
         self._start = torch.searchsorted(place, torch.arange(n_positions * (n_layers + 1) + 1, device=device)).tolist()
-        needed = sum(self._spans(layer, n_positions)[-1][1] for layer in range(n_layers)) * local.error[0, 0].nbytes
+        needed = sum(sum(self._sizes(layer, n_positions)) for layer in range(n_layers)) * local.error[0, 0].nbytes
         fits = needed <= WRITES * free_memory(device)
         self._held = [self._written(layer, 0, n_positions) for layer in range(n_layers)] if fits else None
         """Per layer the vectors that sources write there, in the order of their columns, position after position."""
@@ -83,25 +83,22 @@ class Sources:
                 yield position, columns, vectors[offset:after]
                 offset = after
 
-    def _spans(self, layer: int, n: int) -> list[tuple[int, int]]:
-        """For each of the first n positions where its columns start, and how many there are until its end."""
-        lowest, total, spans = self.local.transcoder.config.sources(layer).start, 0, []
-        for position in range(n):
-            columns = self._columns(position, lowest, layer)
-            total += columns.stop - columns.start
-            spans.append((columns.start, total))
-        return spans
-
     def _chunks(self, layer: int, n: int) -> Iterator[tuple[int, int]]:
         """Runs of positions whose write vectors are small enough to be made on the way."""
         most = CHUNK // self.local.error[0, 0].nbytes
-        spans = self._spans(layer, n)
-        first, before = 0, 0
-        for position, (_, total) in enumerate(spans):
-            if total - before > most and position > first:
+        first, held = 0, 0
+        for position, size in enumerate(self._sizes(layer, n)):
+            if held + size > most and position > first:
                 yield first, position
-                first, before = position, spans[position - 1][1]
+                first, held = position, 0
+            held += size
         yield first, n
+
+    def _sizes(self, layer: int, n: int) -> list[int]:
+        """For each of the first n positions how many columns can write to a layer's MLP output."""
+        lowest = self.local.transcoder.config.sources(layer).start
+        spans = [self._columns(position, lowest, layer) for position in range(n)]
+        return [span.stop - span.start for span in spans]
 
     def tokens(self, n: int) -> Int[Tensor, " position"]:
         """Columns of the first n tokens."""

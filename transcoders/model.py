@@ -113,7 +113,7 @@ class CrossLayerTranscoder(nn.Module):
 
     def skip(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position d_model"]:
         """What skip connections add: a linear map of each layer's input, or nothing."""
-        return torch.zeros_like(inputs) if self.W_skip is None else torch.bmm(inputs, self.W_skip)
+        return torch.zeros_like(inputs) if self.W_skip is None else torch.bmm(inputs, self.W_skip.to(inputs.dtype))
 
     def forward(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position d_model"]:
         """MLP outputs reconstructed from MLP inputs."""

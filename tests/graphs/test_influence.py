@@ -11,6 +11,7 @@ from graphs import (
     logit_weights,
     node_influence,
     score,
+    score_from,
 )
 
 
@@ -191,3 +192,17 @@ def test_the_score_of_a_part_is_that_of_the_dense_definition(random_graph, dense
     scores = score(graph, kept)
     assert scores.replacement == pytest.approx(tokens / (tokens + influence[graph.n_nodes :].sum()))
     assert scores.completeness == pytest.approx((reach * (1 - error_share)).sum() / reach.sum())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_from_known_influence_are_those_from_the_edges(random_graph, seed):
+    graph = random_graph(seed)
+    known = score_from(graph, np.nan_to_num(graph.influence))
+    assert known.replacement == pytest.approx(score(graph).replacement, abs=1e-12)
+    assert known.completeness == pytest.approx(score(graph).completeness, abs=1e-12)
+
+
+def test_a_target_whose_edges_are_all_zero_has_no_inputs(make_graph):
+    edges = [(0, 2, 0.0), (1, 3, 1.0), (2, 3, 1.0)]
+    graph = make_graph("tefl", edges, influence=[0.0, 0.5, 0.5, np.nan])
+    assert score_from(graph, np.nan_to_num(graph.influence)) == score(graph) == Scores(0.0, 0.5)

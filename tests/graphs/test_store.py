@@ -356,7 +356,9 @@ def test_a_stored_graph_takes_little_room_for_single_precision(tmp_path, make_in
         position=np.zeros(n + 1, np.int32),
         feature=np.arange(n + 1, dtype=np.int32),
         token_id=np.full(n + 1, -1, np.int32),
-        **dict.fromkeys(("activation", "pre_activation", "bias", "influence", "cumulative_influence"), nothing),
+        **dict.fromkeys(
+            ("activation", "pre_activation", "bias", "remainder", "influence", "cumulative_influence"), nothing
+        ),
         probability=np.where(is_logit, 1.0, np.nan),
         **dict.fromkeys(("token", "word", "label"), text),
         source=np.repeat(np.arange(1000, dtype=np.int32), 100),

@@ -53,10 +53,11 @@ def test_a_model_that_is_wide_enough_is_left_alone():
     assert [parameter.data_ptr() for parameter in model.parameters()] == pointers
 
 
+@pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_edges_of_half_precision_weights_add_up(name):
-    transcoder = random_transcoder("hook_resid_mid", "hook_mlp_out")
-    for matrix in (transcoder.W_enc, *transcoder.W_dec):
+def test_edges_of_half_precision_weights_add_up(name, skip):
+    transcoder = random_transcoder("hook_resid_mid", "hook_mlp_out", skip=skip)
+    for matrix in (transcoder.W_enc, *transcoder.W_dec, *([transcoder.W_skip] if skip else [])):
         matrix.data = matrix.data.bfloat16()
     replacement = ReplacementModel.of(rounded(tiny_model(name), torch.bfloat16), tiny_tokenizer(), transcoder)
     local = replacement.localize(replacement.tokenize("w3 w1 w4 w1 w5 w9 w2"))

@@ -8,7 +8,7 @@ import torch
 
 from graphs import NodeKind, node_influence, score
 from graphs.graph import logit_weights
-from tests.tracer.conftest import tiny_llama, tiny_tokenizer
+from tests.tracer.conftest import tiny_llama, tiny_tokenizer, tiny_transcoder
 from tests.tracer.oracle import dense
 from tracer.attribution import attribute
 from tracer.errors import TraceError
@@ -16,7 +16,7 @@ from tracer.local import linear_logits
 from tracer.replacement import ReplacementModel
 from tracer.rows import attribution_rows
 from tracer.sources import Sources
-from tracer.targets import difference_target, token_targets, top_tokens
+from tracer.targets import difference_target, join, token_targets, top_tokens
 from transcoders import CrossLayerTranscoder, TranscoderConfig
 
 
@@ -128,6 +128,26 @@ def test_a_graph_says_what_its_rows_leave_out(local):
     assert np.abs(graph.remainder[has_row]).max() > 0
     assert np.isnan(graph.remainder[~has_row]).all()
     assert graph.info.row_share == 0.9
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_a_share_of_a_row_that_is_none_is_refused(local, share):
+    with pytest.raises(TraceError, match=f"row_share is {share}; expected a share above 0 and up to 1"):
+        attribution_rows(local, targets_of(local), row_share=share)
+
+
+def test_a_target_without_any_input_has_no_edges():
+    """Two tokens of one unembedding vector: the model cannot tell them apart."""
+    model = tiny_llama(3)
+    model.lm_head.weight.data[7] = model.lm_head.weight.data[5]
+    replacement = ReplacementModel.of(model, tiny_tokenizer(), tiny_transcoder(0))
+    local = replacement.localize(replacement.tokenize("w3 w1 w4"))
+    targets = join(difference_target(local, 5, 7, "nothing"), token_targets(local, (5,), ("a",)))
+    graph = attribute(local, targets, coverage=1.0)
+    nothing, _ = np.flatnonzero(graph.kind == NodeKind.LOGIT)
+    assert graph.token[nothing] == "nothing"
+    assert nothing not in graph.target
+    assert graph.bias[nothing] == 0
 
 
 def test_a_difference_is_the_difference_of_two_rows(local):
