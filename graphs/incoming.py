@@ -58,7 +58,9 @@ def into(edges: Incoming, kept: Bool[ndarray, "node"]) -> Incoming:
     rows = kept[edges.node]
     count = edges.count[rows]
     start = count.cumsum() - count
-    chosen = np.arange(count.sum()) + np.repeat(edges.start[rows] - start, count)
+    small = np.int32 if len(edges.source) < 2**31 else np.int64  # half the memory for millions of edges
+    chosen = np.arange(count.sum(), dtype=small)
+    chosen += np.repeat((edges.start[rows] - start).astype(small), count)
     number = chosen if edges.number is None else edges.number[chosen]
     return Incoming(edges.source[chosen], edges.weight[chosen], number, edges.node[rows], start, count)
 
