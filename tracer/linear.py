@@ -25,6 +25,8 @@ class FrozenNorm:
     bias: Float[Tensor, " d_model"]
     centres: bool
     """Whether the mean over d_model is taken off first (LayerNorm): that stays linear."""
+    does_nothing: bool = False
+    """Stands where a family has no norm."""
 
     def apply(self, x: Float[Tensor, "*batch position d_model"]) -> Float[Tensor, "*batch position d_model"]:
         """The norm of a residual stream of this prompt, less the bias."""
@@ -32,7 +34,7 @@ class FrozenNorm:
 
     def apply_at(self, x: Float[Tensor, "row d_model"], position: Int[Tensor, " row"]) -> Float[Tensor, "row d_model"]:
         """The same for vectors that each live at one position."""
-        return self._centred(x) * self.gain * self.scale[position, None]
+        return x if self.does_nothing else self._centred(x) * self.gain * self.scale[position, None]
 
     def transpose(self, g: Float[Tensor, "*batch position d_model"]) -> Float[Tensor, "*batch position d_model"]:
         """Cotangents at the norm's output → at its input; positions may stop before the prompt's end."""
@@ -102,7 +104,7 @@ def freeze_norm(
     """Hold a norm's denominator at its value for the residual stream x; None is the norm that does nothing."""
     wide = x.to(dtype)
     if module is None:
-        return FrozenNorm(torch.ones_like(wide[0]), torch.ones_like(wide[:, 0]), torch.zeros_like(wide[0]), False)
+        return FrozenNorm(torch.ones_like(wide[0]), torch.ones_like(wide[:, 0]), torch.zeros_like(wide[0]), False, True)
     centres = isinstance(module, nn.LayerNorm)
     gain = module.weight.detach().to(dtype) + gain_offset
     bias = module.bias.detach().to(dtype) if centres and module.bias is not None else torch.zeros_like(gain)

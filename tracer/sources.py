@@ -50,9 +50,9 @@ class Sources:
         self.column[order] = torch.arange(len(order), device=device)
         place = self.position[order] * (n_layers + 1) + self.layer[order] + 1
         self._start = torch.searchsorted(place, torch.arange(n_positions * (n_layers + 1) + 1, device=device)).tolist()
-        needed = sum(sum(self._sizes(layer, n_positions)) for layer in range(n_layers)) * local.error[0, 0].nbytes
+        needed = sum(sum(self._sizes(layer)) for layer in range(n_layers)) * local.error[0, 0].nbytes
         fits = needed <= WRITES * free_memory(device)
-        self._held = [self._written(layer, 0, n_positions) for layer in range(n_layers)] if fits else None
+        self._held = [self._written(layer) for layer in range(n_layers)] if fits else None
         """Per layer the vectors that sources write there, in the order of their columns, position after position."""
         self.constant = [self._constant(layer) for layer in range(n_layers)]
         """Per layer what is added to the residual stream and is no node."""
@@ -72,32 +72,48 @@ class Sources:
         return (self.position[: self.first[layer]] < n).nonzero()[:, 0]
 
     def writes(self, layer: int, n: int) -> Iterator[tuple[int, slice, Float[Tensor, "source d_model"]]]:
-        """For each of the first n positions the columns that can write to a layer's MLP output, and what they write."""
-        lowest = self.local.transcoder.config.sources(layer).start
-        for first, end in [(0, n)] if self._held is not None else self._chunks(layer, n):
-            vectors = self._held[layer] if self._held is not None else self._written(layer, first, end)
-            offset = 0
-            for position in range(first, end):
-                columns = self._columns(position, lowest, layer)
-                after = offset + columns.stop - columns.start
-                yield position, columns, vectors[offset:after]
-                offset = after
+        """What the sources of the first n positions write to a layer's MLP output: position, columns and vectors."""
+        if self._held is None:
+            yield from self._made(layer, n)
+            return
+        lowest, offset = self.local.transcoder.config.sources(layer).start, 0
+        for position in range(n):
+            columns = self._columns(position, lowest, layer)
+            after = offset + columns.stop - columns.start
+            yield position, columns, self._held[layer][offset:after]
+            offset = after
 
-    def _chunks(self, layer: int, n: int) -> Iterator[tuple[int, int]]:
-        """Runs of positions whose write vectors are small enough to be made on the way."""
-        most = CHUNK // self.local.error[0, 0].nbytes
-        first, held = 0, 0
-        for position, size in enumerate(self._sizes(layer, n)):
-            if held + size > most and position > first:
-                yield first, position
-                first, held = position, 0
-            held += size
-        yield first, n
+    def _made(self, to: int, n: int) -> Iterator[tuple[int, slice, Float[Tensor, "source d_model"]]]:
+        """The same made on the way, source layer by source layer."""
+        local, features, writing = self.local, self.local.features, self.local.writing[to]
+        at_once = CHUNK // local.error[0, 0].nbytes
+        for source in local.transcoder.config.sources(to):
+            begin = self._first_active[source]
+            positions = features.position[begin : self._first_active[source + 1]]
+            here = torch.arange(n + 1, device=positions.device)
+            starts = [begin + low for low in torch.searchsorted(positions, here).tolist()]
+            first = 0
+            while first < n:
+                end = first + 1
+                while end < n and starts[end + 1] - starts[first] <= at_once:
+                    end += 1
+                chosen = slice(starts[first], starts[end])
+                rows = local.decoders[source][features.row[chosen], to - source].to(local.error.dtype)
+                rows = writing.apply_at(rows.mul_(features.activation[chosen, None]), features.position[chosen])
+                for position in range(first, end):
+                    low, high = starts[position] - starts[first], starts[position + 1] - starts[first]
+                    column = self._columns(position, source, source).start
+                    yield position, slice(column, column + high - low), rows[low:high]
+                first = end
+        errors = writing.apply(local.error[to])
+        for position in range(1, n):
+            last = self._columns(position, to, to).stop
+            yield position, slice(last - 1, last), errors[position : position + 1]
 
-    def _sizes(self, layer: int, n: int) -> list[int]:
-        """For each of the first n positions how many columns can write to a layer's MLP output."""
+    def _sizes(self, layer: int) -> list[int]:
+        """Per position how many columns can write to a layer's MLP output."""
         lowest = self.local.transcoder.config.sources(layer).start
-        spans = [self._columns(position, lowest, layer) for position in range(n)]
+        spans = [self._columns(position, lowest, layer) for position in range(self.local.n_positions)]
         return [span.stop - span.start for span in spans]
 
     def tokens(self, n: int) -> Int[Tensor, " position"]:
@@ -109,29 +125,14 @@ class Sources:
         first = position * (self.local.n_layers + 1) + 1
         return slice(self._start[first + lowest], self._start[first + highest + 1])
 
-    def _written(self, to: int, first: int, end: int) -> Float[Tensor, "column d_model"]:
-        """What the sources of some positions write to the MLP output of a layer."""
-        local = self.local
-        features, sources = local.features, local.transcoder.config.sources(to)
-        spans = [self._columns(position, sources.start, to) for position in range(first, end)]
-        sizes = torch.tensor([span.stop - span.start for span in spans])
-        shift = torch.tensor([span.start for span in spans]) - sizes.cumsum(0) + sizes
-        shift = shift.to(local.error.device)
-        written = local.error.new_zeros(int(sizes.sum()), local.error.shape[-1])
-        for source in sources:
-            begin = self._first_active[source]
-            positions = features.position[begin : self._first_active[source + 1]]
-            low, high = torch.searchsorted(positions, torch.tensor([first, end], device=positions.device)).tolist()
-            here = slice(begin + low, begin + high)
-            position = features.position[here]
-            rows = local.decoders[source][features.row[here], to - source].to(written.dtype)
-            slot = self.column[self.number[here]] - shift[position - first]
-            written[slot] = local.writing[to].apply_at(rows * features.activation[here, None], position)
-        position = torch.arange(max(first, 1), end, device=shift.device)
-        errors = position + self.first[to + 1] - local.n_positions
-        written[self.column[errors] - shift[position - first]] = local.writing[to].apply_at(
-            local.error[to, position], position
-        )
+    def _written(self, to: int) -> Float[Tensor, "column d_model"]:
+        """What all sources write to the MLP output of a layer, those of one position together."""
+        sizes, lowest = torch.tensor(self._sizes(to)), self.local.transcoder.config.sources(to).start
+        starts = torch.tensor([self._columns(position, lowest, to).start for position in range(len(sizes))])
+        shift = (starts - sizes.cumsum(0) + sizes).tolist()
+        written = self.local.error.new_zeros(int(sizes.sum()), self.local.error.shape[-1])
+        for position, columns, vectors in self._made(to, len(sizes)):
+            written[columns.start - shift[position] : columns.stop - shift[position]] = vectors
         return written
 
     def _constant(self, layer: int) -> Float[Tensor, "position d_model"]:

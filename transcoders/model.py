@@ -144,5 +144,6 @@ class StoredTranscoder(CrossLayerTranscoder):
 
     def decoder_rows(self, source: int, features: Int[Tensor, " row"]) -> Float[Tensor, "row reach d_model"]:
         """Decoder vectors of some features of a layer, each read once and in the order of the file."""
-        wanted, place = features.unique(return_inverse=True)
-        return self._stored.decoder(source, wanted.cpu()).to(self.W_enc)[place.to(self.W_enc.device)]
+        wanted, place = features.cpu().unique(return_inverse=True)
+        rows = self._stored.decoder(source, wanted).to(self.W_enc)
+        return rows if torch.equal(features.cpu(), wanted) else rows[place.to(rows.device)]

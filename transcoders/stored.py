@@ -108,9 +108,9 @@ def map_tensors(path: Path) -> TensorFile:
 
 
 def feature_rows(parts: Sequence[Float[Tensor, "_ ..."]], rows: Int[Tensor, " row"]) -> Float[Tensor, "row ..."]:
-    """Rows of a tensor whose features lie in several parts, one after the other."""
+    """Rows of a tensor whose features lie in several parts, one after the other; all rows of one part stay mapped."""
     if len(parts) == 1:
-        return parts[0][rows]
+        return parts[0] if torch.equal(rows, torch.arange(len(parts[0]))) else parts[0][rows]
     result = parts[0].new_empty(len(rows), *parts[0].shape[1:])
     first = 0
     for part in parts:

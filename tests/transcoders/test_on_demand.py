@@ -67,6 +67,14 @@ def test_rows_come_in_the_order_asked_for_repeated_ones_too(folder):
     assert torch.equal(load_on_demand(folder).decoder_rows(1, features), load(folder).W_dec[1][features])
 
 
+def test_all_rows_of_a_layer_stay_in_the_file(folder):
+    stored = load_on_demand(folder)
+    every = torch.arange(20)
+    assert torch.equal(stored.decoder_rows(1, every), load(folder).W_dec[1])
+    assert stored.decoder_rows(1, every).data_ptr() == stored.decoder_rows(1, every).data_ptr()
+    assert stored.decoder_rows(1, every[:5]).data_ptr() != stored.decoder_rows(1, every).data_ptr()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the mapped pages in /proc")
 def test_few_pages_of_a_large_decoder_are_touched(tmp_path):
     n_features, d_model = 20_000, 512

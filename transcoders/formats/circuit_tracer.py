@@ -20,7 +20,7 @@ from transcoders.config import TranscoderConfig
 from transcoders.errors import TranscoderError
 from transcoders.formats import gemma_scope
 from transcoders.settings import Settings, read_settings
-from transcoders.stored import Encoder, Stored, TensorFile, map_tensors, per_layer
+from transcoders.stored import Encoder, Stored, TensorFile, feature_rows, map_tensors, per_layer
 
 CROSS_LAYER, PER_LAYER = "cross_layer_transcoder", "transcoder_set"
 PER_LAYER_NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "activation_function.threshold", "W_skip")
@@ -92,7 +92,7 @@ def _read_cross_layer(folder: Path, meta: Settings) -> Stored:
         )  # fmt: skip
     return Stored(
         "circuit-tracer, cross-layer", config, decoders[0].dtype,
-        parts.__getitem__, lambda layer, rows: decoders[layer][rows],
+        parts.__getitem__, lambda layer, rows: feature_rows([decoders[layer]], rows),
     )  # fmt: skip
 
 
