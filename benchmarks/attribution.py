@@ -8,7 +8,6 @@ Every number comes from a process of its own on the same files; seconds are medi
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -76,6 +75,15 @@ def main(peer: str | None, only: tuple[str, ...], repeats: int, threads: int) ->
 
 
 def _run(command: list[str]) -> Run:
+    result, whole, peak_mb = measured(command)
+    return Run(
+        result["active"], result["kept_nodes"], median(result["attribution_seconds"]),
+        median(result["pruning_seconds"]), whole, peak_mb,
+    )  # fmt: skip
+
+
+def measured(command: list[str]) -> tuple[dict, float, float]:
+    """What a process printed as JSON in its last line, its seconds, and its peak memory in MB."""
     environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
@@ -85,15 +93,8 @@ def _run(command: list[str]) -> Run:
     whole = time.perf_counter() - start
     if status != 0:
         raise click.ClickException(f"{' '.join(command[:2])} ended with status {os.waitstatus_to_exitcode(status)}.")
-    result = json.loads(output.strip().splitlines()[-1])
-    return Run(
-        result["active"], result["kept_nodes"], median(result["attribution_seconds"]),
-        median(result["pruning_seconds"]), whole, megabytes(usage),
-    )  # fmt: skip
-
-
-def megabytes(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    peak_mb = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return json.loads(output.strip().splitlines()[-1]), whole, peak_mb
 
 
 def _row(table: Table, case: str, tracer: str, run: Run, peer: Run | None, agreement: str) -> None:

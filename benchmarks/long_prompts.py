@@ -6,9 +6,6 @@
 Weights are bfloat16, sums float32. The files take about 8 GB and are removed at the end.
 """
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -18,7 +15,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.attribution import megabytes
+from benchmarks.attribution import measured
 from benchmarks.random_case import Case, write_case, write_prompt
 
 HERE = Path(__file__).parent
@@ -47,18 +44,10 @@ def main(max_features: int, threads: int, tokens: tuple[int, ...], folder: Path 
                 sys.executable, str(HERE / "trace_ours.py"), str(folder), "--repeats", "1", "--threads", str(threads),
                 "--dtype", "bfloat16", "--max-features", str(max_features),
             ]  # fmt: skip
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(HERE.parent)}, text=True
-            )
-            assert process.stdout is not None
-            output = process.stdout.read()
-            _, status, usage = os.wait4(process.pid, 0)
-            if status != 0:
-                raise click.ClickException(f"{n} tokens ended with status {os.waitstatus_to_exitcode(status)}.")
-            run = json.loads(output.strip().splitlines()[-1])
+            run, _, peak_mb = measured(command)
             table.add_row(
                 f"{n:,}", f"{run['active']:,}", f"{run['edges']:,}", f"{run['attribution_seconds'][0]:.0f}",
-                f"{megabytes(usage):,.0f}", f"{run['conservation_error']:.0e}", f"{run['coverage']:.3f}",
+                f"{peak_mb:,.0f}", f"{run['conservation_error']:.0e}", f"{run['coverage']:.3f}",
                 f"{run['row_share']}",
             )  # fmt: skip
         Console(width=120).print(table)

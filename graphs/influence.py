@@ -63,7 +63,11 @@ def node_influence(
     A target passes its influence back to its sources in proportion to |weight|.
     Signs are ignored: a strongly inhibiting edge matters as much as an exciting one.
     """
-    edges = incoming(source, target, weight)
+    return influence_over(incoming(source, target, weight), logit_weight)
+
+
+def influence_over(edges: Incoming, logit_weight: Float[ndarray, "node"]) -> Float64[ndarray, "node"]:
+    """The same over edges grouped by target."""
     return passed_back(edges, received(edges), logit_weight) - logit_weight
 
 
@@ -77,8 +81,10 @@ def edge_influence(
 
     An explained logit counts with its probability on top.
     """
-    reach = node_influence(source, target, weight, logit_weight) + logit_weight
-    return input_share(target, weight, len(logit_weight)) * reach[target]
+    edges = incoming(source, target, weight)
+    result = np.empty(len(source))
+    result[edges.as_given] = flow(edges, logit_weight)
+    return result
 
 
 def flow(edges: Incoming, logit_weight: Float[ndarray, "node"]) -> Float64[ndarray, "edge"]:

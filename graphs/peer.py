@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from graphs.graph import AttributionGraph, NodeKind, logit_weights
-from graphs.influence import cumulative_share, input_share, node_influence, ratio
+from graphs.influence import cumulative_share, influence_over, input_share, node_influence, ratio
 
 
 def completeness_counting_leaves(graph: AttributionGraph) -> float:
@@ -15,7 +15,7 @@ def completeness_counting_leaves(graph: AttributionGraph) -> float:
     never below `score(graph).completeness`.
     """
     weight = logit_weights(graph)
-    reach = node_influence(graph.source, graph.target, graph.weight, weight) + weight
+    reach = influence_over(graph.incoming, weight) + weight
     share = input_share(graph.target, graph.weight, graph.n_nodes)
     from_error = graph.kind[graph.source] == NodeKind.ERROR
     error_share = np.bincount(graph.target[from_error], share[from_error], minlength=graph.n_nodes)

@@ -9,7 +9,7 @@ from numpy import ndarray
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind, logit_weights, subgraph
 from graphs.incoming import into, out_of
-from graphs.influence import always_kept, flow, node_influence, score, score_from
+from graphs.influence import always_kept, flow, influence_over, score, score_from
 
 
 def prune(graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> AttributionGraph:
@@ -23,10 +23,8 @@ def prune(graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshol
         if not 0 < threshold <= 1:
             raise GraphError(f"{name} is {threshold}; give a share of the influence above 0 and at most 1.")
     weights = logit_weights(graph)
-    known = not np.isnan(graph.influence[graph.kind != NodeKind.LOGIT]).any()
-    influence = np.nan_to_num(graph.influence)
-    if not known:
-        influence = node_influence(graph.source, graph.target, graph.weight, weights)
+    unknown = np.isnan(graph.influence[graph.kind != NodeKind.LOGIT]).any()
+    influence = influence_over(graph.incoming, weights) if unknown else np.nan_to_num(graph.influence)
     nodes = keep_largest(influence, node_threshold) | always_kept(graph)
 
     # influence is shared out anew among the nodes that are left

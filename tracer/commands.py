@@ -217,6 +217,8 @@ def _text(record: dict, graph: AttributionGraph) -> str:
         f"Checked  edges + bias = pre-activation to {record['conservation_error']:.0e}; logits reproduced to "
         f"{record['logits_error']:.0e}; at most {skipped:.2%} of the influence was skipped"
     )
+    if record["row_share"] < 1:
+        lines.append(f"Left out of each target's inputs the smallest, which hold {1 - record['row_share']:.2%} at most")
     lines.append(f"Saved    {record['graph_id']} in {record['store']} ({record['seconds']:.2f} s)")
     where = "" if record["store"] == "graphs-store" else f" {record['store']}"
     lines += ["", f"Look closer:  trace view{where}", f'              trace sql{where} "{_example_query(graph)}"']

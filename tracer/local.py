@@ -125,10 +125,8 @@ def localize(
 
     attention, reading, writing = [], [], []
     for i, layer in enumerate(anatomy.layers):
-        before, after = (
-            norm(layer.attention_norm, f"attention norm {i}"),
-            norm(layer.attention_post_norm, f"attention post norm {i}"),
-        )
+        before = norm(layer.attention_norm, f"attention norm {i}")
+        after = norm(layer.attention_post_norm, f"attention post norm {i}")
         attention.append(freeze_attention(before, attend.pop(i), layer.projections, after, hold=hold))
         gainless = reads_before_gain(layer, config.reads)
         reads_residual = read_site(layer, config.reads) is not layer.mlp and not gainless
@@ -148,13 +146,8 @@ def localize(
     seen.clear()
     features, decoders = _active(transcoder, inputs)
     _check_finite("transcoder", features.activation, transcoder.b_dec, *decoders)
-    constant = transcoder.b_dec[:, None].to(dtype).expand_as(outputs).clone()
     outputs -= transcoder.skip(inputs)  # a skip connection is no node: effects flow through it
-    constant[:, 0] = outputs[:, 0]
-    error = outputs.sub_(constant)
-    for i in range(n_layers):
-        _add_writes(error[i], config.sources(i), i, features, decoders, -1.0)
-    error[:, 0] = 0
+    error, constant = _unexplained(transcoder, outputs, features, decoders)
     unembedding = anatomy.unembedding
     bias = unembedding.bias if unembedding.bias is not None else torch.zeros(len(unembedding.weight))
     return LocalReplacementModel(
@@ -233,6 +226,20 @@ def _active(
             )
         )  # fmt: skip
     return ActiveFeatures(*(torch.cat(column) for column in zip(*parts, strict=True))), tuple(decoders)
+
+
+def _unexplained(
+    transcoder: CrossLayerTranscoder, outputs: Float[Tensor, "layer position d_model"], features: ActiveFeatures,
+    decoders: tuple[Tensor, ...],
+) -> tuple[Float[Tensor, "layer position d_model"], Float[Tensor, "layer position d_model"]]:  # fmt: skip
+    """Errors and constants of MLP outputs, which become the errors: a second copy of long prompts' would be large."""
+    constant = transcoder.b_dec[:, None].to(outputs.dtype).expand_as(outputs).clone()
+    constant[:, 0] = outputs[:, 0]
+    error = outputs.sub_(constant)
+    for layer, missing in enumerate(error):
+        _add_writes(missing, transcoder.config.sources(layer), layer, features, decoders, -1.0)
+    error[:, 0] = 0
+    return error, constant
 
 
 def _add_writes(

@@ -90,6 +90,19 @@ def test_several_targets_of_every_kind_make_one_graph(store, tmp_path):
     ]
 
 
+def test_a_trace_says_when_small_inputs_were_left_out(tmp_path):
+    result = run("calc: 36+59=", "--row-share", "0.9", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "Left out of each target's inputs the smallest, which hold 10.00% at most\n" in result.stdout
+    assert "Left out" not in run("calc: 36+59=", folder=tmp_path).stdout
+
+
+def test_tokens_and_differences_of_tokens_make_one_graph(tmp_path):
+    result = run("calc: 36+59=", "--target", "95", "--target-difference", "95", "94", "--json", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert {target["name"] for target in json.loads(result.stdout)["targets"]} == {"95", "95 − 94"}
+
+
 def test_the_traced_position_may_be_a_word(tmp_path):
     result = run(DALLAS, "--position", "Dallas", folder=tmp_path)
     assert re.search(r"^Answer   after Dallas: Texas \d", result.stdout, re.M), result.stdout
