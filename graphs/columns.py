@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from graphs.errors import GraphError
 from graphs.graph import EDGE_COLUMNS, NODE_COLUMNS, AttributionGraph, GraphInfo, NodeKind
-from graphs.schema import SCHEMA_VERSION, tables
+from graphs.schema import LATER_COLUMNS, SCHEMA_VERSION, tables
 
 _WEIGHT_TYPE = b"weight_dtype"
 _NULLABLE_NUMBERS = ("position", "feature", "token_id")
@@ -27,6 +27,15 @@ def info_to_table(graph: AttributionGraph, graph_id: str) -> pa.Table:
         return pa.Table.from_pylist([row], schema=schema)
     except (ValueError, OverflowError) as error:  # Arrow's own errors and lone surrogates are ValueErrors
         raise GraphError(f"what is known about the graph cannot be stored: {' '.join(str(error).split())}") from error
+
+
+def with_later_columns(table: pa.Table, name: str) -> pa.Table:
+    """A saved table in today's columns: what was added since it was saved has one value throughout."""
+    for place, field in enumerate(tables()[name]):
+        if field.name in LATER_COLUMNS[name] and field.name not in table.column_names:
+            values = pa.array([LATER_COLUMNS[name][field.name]] * len(table), field.type)
+            table = table.add_column(place, field, values)
+    return table
 
 
 def info_from_row(row: dict[str, Any]) -> GraphInfo:

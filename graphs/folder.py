@@ -15,11 +15,18 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graphs.columns import edges_to_table, graph_from_tables, info_from_row, info_to_table, nodes_to_table
+from graphs.columns import (
+    edges_to_table,
+    graph_from_tables,
+    info_from_row,
+    info_to_table,
+    nodes_to_table,
+    with_later_columns,
+)
 from graphs.errors import GraphError
 from graphs.files import is_temporary, new_nonce, sync_folder, temporary_path, unread, write_durably
 from graphs.graph import AttributionGraph
-from graphs.schema import tables
+from graphs.schema import LATER_COLUMNS, tables
 
 HEAD = "graph.parquet"
 
@@ -151,6 +158,7 @@ def _read_head(folder: Path) -> Head:
     if not (nonce.isalnum() and table.num_rows == 1):
         raise GraphError(f"{HEAD} has {table.num_rows} rows and nonce {nonce!r}")
     _check_columns(table.schema, "graphs", HEAD)
+    table = with_later_columns(table, "graphs")
     [row] = table.to_pylist()
     if row["graph_id"] != folder.name:
         raise GraphError(f"{HEAD} holds graph {row['graph_id']}")
@@ -159,7 +167,7 @@ def _read_head(folder: Path) -> Head:
 
 def _read_data(head: Head) -> AttributionGraph:
     _check_footers(head)
-    return graph_from_tables(info_from_row(head.row), _read(head.nodes), _read(head.edges))
+    return graph_from_tables(info_from_row(head.row), with_later_columns(_read(head.nodes), "nodes"), _read(head.edges))
 
 
 def _read(path: Path) -> pa.Table:
@@ -177,5 +185,7 @@ def _check_footers(head: Head) -> Head:
 
 
 def _check_columns(schema: pa.Schema, table: str, name: str) -> None:
-    if not schema.equals(tables()[table], check_metadata=False):
+    lacking = LATER_COLUMNS.get(table, {}).keys() - set(schema.names)
+    expected = pa.schema([field for field in tables()[table] if field.name not in lacking])
+    if not schema.equals(expected, check_metadata=False):
         raise GraphError(f"{name} does not have the columns of table {table}")

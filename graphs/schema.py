@@ -9,6 +9,8 @@ from importlib.resources import files
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+LATER_COLUMNS: dict[str, dict[str, float | None]] = {"graphs": {"row_share": 1.0}, "nodes": {"remainder": None}}
+"""Per table the columns that graphs saved before there were any lack, and what is read in their place."""
 
 _TOKEN_VALUES = pa.list_(pa.struct([("token", pa.string()), ("value", pa.float32())]))
 _EXAMPLES = pa.list_(

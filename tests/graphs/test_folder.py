@@ -93,6 +93,36 @@ def test_flipped_bytes_in_the_middle_are_noticed_when_the_graph_is_loaded(tmp_pa
         store.load(graph_id)
 
 
+def test_a_graph_saved_before_a_column_was_added_opens_with_what_held_then(tmp_path, random_graph):
+    store = GraphStore(tmp_path)
+    graph = random_graph(0)
+    graph_id = store.save(graph)
+    drop_column(tmp_path / "graphs" / graph_id, "graph.parquet", "row_share")
+    drop_column(tmp_path / "graphs" / graph_id, "nodes-*", "remainder")
+    assert store.damaged() == []
+    assert [stored.graph_id for stored in store.list()] == [graph_id]
+    loaded = store.load(graph_id)
+    assert loaded.info.row_share == 1.0
+    assert np.isnan(loaded.remainder).all()
+    assert loaded.weight.tolist() == graph.weight.tolist()
+    assert store.sql("SELECT row_share FROM graphs").to_pylist() == [{"row_share": 1.0}]
+    assert store.sql("SELECT count(*) AS n, count(remainder) AS known FROM nodes").to_pylist() == [
+        {"n": graph.n_nodes, "known": 0}
+    ]
+
+
+def test_a_graph_without_a_column_that_always_was_there_is_damaged(tmp_path, random_graph):
+    store = GraphStore(tmp_path)
+    graph_id = store.save(random_graph(0))
+    drop_column(tmp_path / "graphs" / graph_id, "nodes-*", "activation")
+    assert [found.graph_id for found in store.damaged()] == [graph_id]
+
+
+def drop_column(folder, pattern, column):
+    [path] = folder.glob(pattern)
+    pq.write_table(pq.read_table(path).drop_columns(column), path, compression="zstd")
+
+
 def test_a_copied_folder_does_not_pass_for_another_graph(tmp_path, make_graph):
     store = GraphStore(tmp_path)
     graph_id = store.save(make_graph("tl", []))
