@@ -1,5 +1,6 @@
 """Attribution graphs: the graph itself, its files, and SQL over them. Never imports torch."""
 
+from graphs.compact import Compacted
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, GraphInfo, NodeKind, logit_weights, subgraph
 from graphs.influence import (
@@ -17,6 +18,7 @@ from graphs.store import DamagedGraph, GraphStore, StoredGraph
 
 __all__ = [
     "AttributionGraph",
+    "Compacted",
     "DamagedGraph",
     "GraphError",
     "GraphInfo",

@@ -1,12 +1,14 @@
 """SQL over graphs: a fresh in-memory DuckDB per question that can read the tables and nothing else.
 
-The tables reach DuckDB as Arrow datasets over an explicit list of files, never as paths: in DuckDB 2.0 a path that may
-be read may also be written (`WITH x AS (COPY … TO 'path') SELECT 1` counts as a SELECT). So file access is off.
+In DuckDB 2.0 a path that may be read may also be written (`WITH x AS (COPY … TO 'path') SELECT 1` counts as a SELECT).
+So access to files is off. Graphs in folders of their own reach DuckDB as Arrow datasets over an explicit list of
+files, and packs through a file system of ours that cannot write.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -15,6 +17,7 @@ import pyarrow.dataset as ds
 from pyarrow.fs import LocalFileSystem
 
 from graphs.errors import GraphError
+from graphs.filesystem import PROTOCOL, ReadOnlyFiles
 from graphs.schema import description, macro_description, macros, tables
 
 MEMORY_LIMIT = "4GB"
@@ -30,8 +33,26 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
 }
 
 
-Content = pa.Table | Sequence[tuple[Path, str]]
-"""Rows, or files, each with the one value of the table's first column in it: a condition on it opens no other file."""
+@dataclass(frozen=True)
+class Content:
+    """Where the rows of a table are: in memory, in files of one graph each, and in packs."""
+
+    rows: pa.Table | None = None
+    files: Sequence[tuple[Path, str]] = ()
+    """Each with the one value of the table's first column in it: a condition on it opens no other file."""
+    packs: Sequence[Path] = ()
+    hidden: Collection[str] = ()
+    """Graphs whose rows in packs do not count."""
+    absent: Collection[str] = ()
+    """Columns that no pack has: all were written before there were any."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file that is read."""
+        return [*(path for path, _ in self.files), *self.packs]
+
+
+NOTHING = Content()
 
 
 def query(contents: Mapping[str, Content], sql: str, parameters: Mapping[str, object]) -> pa.Table:
@@ -45,6 +66,7 @@ def query(contents: Mapping[str, Content], sql: str, parameters: Mapping[str, ob
                 text.encode()  # DuckDB takes text with lone surrogates for no text at all
         statement = _checked(connection, sql)
         _create_tables(connection, contents)
+        connection.execute("SET allowed_paths = $paths", {"paths": [*_packed_files(contents)]})
         for lock in (
             "SET TimeZone = 'UTC'",
             "SET enable_external_access = false",
@@ -78,9 +100,28 @@ def _checked(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statemen
     return statement
 
 
+def _packed_files(contents: Mapping[str, Content]) -> dict[str, Path]:
+    """Files of packs by the names under which DuckDB reads them."""
+    return {
+        f"{PROTOCOL}://{name}-{number}.parquet": path
+        for name, content in contents.items()
+        for number, path in enumerate(content.packs)
+    }
+
+
 def _create_tables(connection: duckdb.DuckDBPyConnection, contents: Mapping[str, Content]) -> None:
+    files = _packed_files(contents)
+    if files:
+        names = {name.removeprefix(f"{PROTOCOL}://"): path for name, path in files.items()}
+        connection.register_filesystem(ReadOnlyFiles(names))
     for name, schema in tables().items():
-        connection.register(name, _readable(schema, contents.get(name, ())))
+        content = contents.get(name, NOTHING)
+        packs = [packed for packed in files if packed.startswith(f"{PROTOCOL}://{name}-")]
+        relation = _packed_rows(connection, schema, packs, content) if packs else None
+        if relation is None or content.rows is not None or content.files:
+            others = connection.from_arrow(_readable(schema, content))
+            relation = others.union(relation) if relation is not None else others
+        relation.create_view(name)
         connection.execute(f"COMMENT ON VIEW {name} IS {_literal(description(schema))}")
         for field in schema:
             connection.execute(f"COMMENT ON COLUMN {name}.{field.name} IS {_literal(description(field))}")
@@ -89,23 +130,34 @@ def _create_tables(connection: duckdb.DuckDBPyConnection, contents: Mapping[str,
         connection.execute(f"COMMENT ON MACRO TABLE {name} IS {_literal(macro_description(sql))}")
 
 
+def _packed_rows(
+    connection: duckdb.DuckDBPyConnection, schema: pa.Schema, packs: list[str], content: Content
+) -> duckdb.DuckDBPyRelation:
+    listed = ", ".join(map(_literal, packs))
+    columns = ", ".join(f"NULL AS {name}" if name in content.absent else name for name in schema.names)
+    sql = f"SELECT {columns} FROM read_parquet([{listed}], union_by_name = true)"
+    if content.hidden:
+        sql += f" WHERE {schema.names[0]} NOT IN ({', '.join(map(_literal, sorted(content.hidden)))})"
+    return connection.sql(sql)
+
+
 def _readable(schema: pa.Schema, content: Content) -> ds.Dataset | pa.Table:
-    if isinstance(content, pa.Table):
-        return content
-    if not content:
+    if content.rows is not None:
+        return content.rows
+    if not content.files:
         return schema.empty_table()
     first = ds.field(schema.names[0])
     return ds.FileSystemDataset.from_paths(
-        [str(path) for path, _ in content],
+        [str(path) for path, _ in content.files],
         schema=schema.remove_metadata(),
         format=ds.ParquetFileFormat(),
         filesystem=LocalFileSystem(),
-        partitions=[first == value for _, value in content],
+        partitions=[first == value for _, value in content.files],
     )
 
 
 def _literal(text: str) -> str:
-    """Our own descriptions as SQL text; COMMENT takes no parameters."""
+    """A text of ours as SQL text, where no parameters are taken."""
     return "'" + text.replace("'", "''") + "'"
 
 

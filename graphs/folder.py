@@ -44,6 +44,8 @@ class Head:
 
     table: pa.Table
     row: dict[str, Any]
+    version: str
+    """No other save has it."""
     nodes: Path
     edges: Path
 
@@ -79,8 +81,8 @@ def write_graph(folder: Path, graph: AttributionGraph, graph_id: str) -> None:
     # the version that was replaced, and what killed saves left behind; a query may need them until the next save
     with unread(folder.parent) as free:
         if free:
-            data = {path for path in folder.iterdir() if path.match("nodes-*.parquet") or path.match("edges-*.parquet")}
-            _remove(folder, {path for path in folder.iterdir() if is_temporary(path)} | data - set(paths))
+            left = {path for path in folder.iterdir() if is_temporary(path) or _is_data(path)}
+            _remove(folder, left - set(paths))
 
 
 def read_graph(folder: Path) -> AttributionGraph:
@@ -90,18 +92,38 @@ def read_graph(folder: Path) -> AttributionGraph:
 
 def check_graph(folder: Path) -> Checked:
     """The graph's head, if the footers of all three files are readable. Raises one of `DAMAGE`."""
-    commit = _stamp(folder / HEAD)  # before reading, so that a later version does not pass for this one
-    return steadily(
-        folder, lambda head: Checked(_check_footers(head), (commit, *map(_stamp, (head.nodes, head.edges))))
-    )
+    commit = stamp(folder / HEAD)  # before reading, so that a later version does not pass for this one
+    return steadily(folder, lambda head: Checked(_check_footers(head), (commit, *map(stamp, (head.nodes, head.edges)))))
 
 
 def is_unchanged(folder: Path, checked: Checked) -> bool:
     """Whether the folder's files are still those that were checked."""
     head = checked.head
     with suppress(FileNotFoundError):
-        return tuple(map(_stamp, (folder / HEAD, head.nodes, head.edges))) == checked.stamps
+        return tuple(map(stamp, (folder / HEAD, head.nodes, head.edges))) == checked.stamps
     return False
+
+
+def read_saved(folder: Path) -> tuple[Head, Stamp, pa.Table, pa.Table]:
+    """The graph's head and the stamp of its file, its nodes and its edges. Raises one of `DAMAGE`."""
+    commit = stamp(folder / HEAD)
+    return steadily(folder, lambda head: (_check_footers(head), commit, _read(head.nodes), _read(head.edges)))
+
+
+def read_version(folder: Path) -> str:
+    """Which save is in the folder. Raises one of `DAMAGE`."""
+    return _read_head(folder).version
+
+
+def remove_saved(folder: Path, saved: Stamp) -> None:
+    """Take the graph out of its folder if it is still this one; what others put beside it stays.
+
+    Needs the folder's lock.
+    """
+    with suppress(FileNotFoundError):
+        if stamp(folder / HEAD) == saved:
+            (folder / HEAD).unlink()  # first, so that what is left is no graph
+            _remove(folder, {path for path in folder.iterdir() if is_temporary(path) or _is_data(path)})
 
 
 def steadily(folder: Path, read: Callable[[Head], _Result]) -> _Result:
@@ -117,13 +139,18 @@ def steadily(folder: Path, read: Callable[[Head], _Result]) -> _Result:
     raise GraphError("it is replaced faster than it can be read")
 
 
-def _stamp(path: Path) -> Stamp:
+def stamp(path: Path) -> Stamp:
+    """Which version of the file this is."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _data_files(folder: Path, nonce: str) -> tuple[Path, Path]:
     return folder / f"nodes-{nonce}.parquet", folder / f"edges-{nonce}.parquet"
+
+
+def _is_data(path: Path) -> bool:
+    return path.match("nodes-*.parquet") or path.match("edges-*.parquet")
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -157,12 +184,12 @@ def _read_head(folder: Path) -> Head:
     nonce = metadata.get(_NONCE, b"").decode("ascii", "replace")
     if not (nonce.isalnum() and table.num_rows == 1):
         raise GraphError(f"{HEAD} has {table.num_rows} rows and nonce {nonce!r}")
-    _check_columns(table.schema, "graphs", HEAD)
+    check_columns(table.schema, "graphs", HEAD)
     table = with_later_columns(table, "graphs")
     [row] = table.to_pylist()
     if row["graph_id"] != folder.name:
         raise GraphError(f"{HEAD} holds graph {row['graph_id']}")
-    return Head(table, row, *_data_files(folder, nonce))
+    return Head(table, row, nonce, *_data_files(folder, nonce))
 
 
 def _read_data(head: Head) -> AttributionGraph:
@@ -178,13 +205,14 @@ def _read(path: Path) -> pa.Table:
 def _check_footers(head: Head) -> Head:
     for path, name in ((head.nodes, "nodes"), (head.edges, "edges")):
         footer = pq.read_metadata(path)
-        _check_columns(footer.schema.to_arrow_schema(), name, path.name)
+        check_columns(footer.schema.to_arrow_schema(), name, path.name)
         if footer.num_rows != head.row[f"n_{name}"]:
             raise GraphError(f"{path.name} has {footer.num_rows} rows, not {head.row[f'n_{name}']}")
     return head
 
 
-def _check_columns(schema: pa.Schema, table: str, name: str) -> None:
+def check_columns(schema: pa.Schema, table: str, name: str) -> None:
+    """Raise `GraphError` unless these are the columns of the table, today's or those of an older version."""
     lacking = LATER_COLUMNS.get(table, {}).keys() - set(schema.names)
     expected = pa.schema([field for field in tables()[table] if field.name not in lacking])
     if not schema.equals(expected, check_metadata=False):

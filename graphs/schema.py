@@ -8,8 +8,12 @@ from importlib.resources import files
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
-LATER_COLUMNS: dict[str, dict[str, float | None]] = {"graphs": {"row_share": 1.0}, "nodes": {"remainder": None}}
+SCHEMA_VERSION = 2
+"""1: every graph in a folder of its own. 2: also many in one file, as `trace compact` makes them."""
+LATER_COLUMNS: dict[str, dict[str, float | None]] = {
+    "graphs": {"row_share": 1.0},
+    "nodes": {"remainder": None, "reached_from": None, "reaches_answer": None},
+}
 """Per table the columns that graphs saved before there were any lack, and what is read in their place."""
 
 _TOKEN_VALUES = pa.list_(pa.struct([("token", pa.string()), ("value", pa.float32())]))
@@ -124,6 +128,17 @@ _NODES = _table(
         "probability",
     ),
     _column("label", pa.string(), "What the node is about, in words; NULL if nobody said."),
+    _column(
+        "reached_from",
+        pa.list_(pa.int32()),
+        "Positions of the tokens from which a path leads to the node, not through errors; NULL if saved by version 1.",
+        "tokens",
+    ),
+    _column(
+        "reaches_answer",
+        pa.bool_(),
+        "Whether a path leads to the logit of most weight, not through errors; NULL if saved by version 1.",
+    ),
 )
 
 _EDGES = _table(

@@ -290,6 +290,25 @@ def remove(graph_ids: tuple[str, ...], store: Path) -> None:
         click.echo(f"deleted {graph_id}", err=True)
 
 
+@cli.command("compact")
+@click.argument("folder", default=DEFAULT_STORE, type=click.Path(path_type=Path))
+def compact(folder: Path) -> None:
+    """Move all saved graphs into few files: smaller, and quick to query when there are thousands.
+
+    Nothing changes otherwise. Others may save, delete and read at the same time; it may be interrupted at any moment.
+
+    \b
+    Example:
+      trace compact my-graphs
+    """
+    from graphs import GraphStore
+    from tracer import commands
+
+    store = GraphStore(folder)
+    _require_store(store)
+    click.echo(commands.compact_store(store))
+
+
 @cli.command("convert")
 @click.argument("source")
 @click.argument("folder", type=click.Path(path_type=Path))

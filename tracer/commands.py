@@ -166,6 +166,19 @@ def graph_list(store: GraphStore, *, as_json: bool) -> str:
     return _table_text(pa.Table.from_pylist(rows)) if rows else "no graphs yet"
 
 
+def compact_store(store: GraphStore) -> str:
+    """Compact the store, and say what came of it."""
+    with _progress() as step:
+        done = store.compact(on_progress=lambda n, total: step("compacting graphs", n, total))
+    per_edge = f", {done.n_bytes / done.n_edges:.1f} bytes per edge" if done.n_edges else ""
+    lines = [
+        f"Moved    {done.n_moved} graphs into packs",
+        f"Packed   {done.n_graphs} graphs with {done.n_edges} edges in {done.n_bytes / 1e6:.1f} MB{per_edge}",
+        *(f"Left     {graph_id}: {reason}" for graph_id, reason in done.damaged.items()),
+    ]
+    return "\n".join(lines)
+
+
 def write_table(table: pa.Table, form: str, output: Path | None) -> None:
     """Write a query's result to a file or to stdout."""
     if form == "parquet":

@@ -1,6 +1,6 @@
 -- The edges that start at a node, strongest share first. `share` is the part of the target's input that an edge
 -- brings, |weight| / Σ|weight|; the other columns describe the target.
-CREATE MACRO out_edges(graph, node) AS TABLE
+CREATE MACRO out_edges(graph, of_node) AS TABLE
 WITH received AS (
     SELECT e.target, sum(abs(e.weight)) AS total FROM edges AS e WHERE e.graph_id = graph GROUP BY e.target
 )
@@ -11,5 +11,5 @@ SELECT
 FROM edges AS e
 JOIN received AS r ON r.target = e.target
 JOIN nodes AS n ON n.graph_id = e.graph_id AND n.node = e.target
-WHERE e.graph_id = graph AND n.graph_id = graph AND e.source = node
+WHERE e.graph_id = graph AND n.graph_id = graph AND e.source = of_node
 ORDER BY share DESC, e.target;

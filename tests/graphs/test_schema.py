@@ -15,7 +15,7 @@ def test_the_public_tables_are_these():
         "interventions",
         "validations",
     ]
-    assert schema.SCHEMA_VERSION == 1
+    assert schema.SCHEMA_VERSION == 2
 
 
 @pytest.mark.parametrize("table", schema.tables())
@@ -32,7 +32,8 @@ def test_table_graphs_has_one_column_per_field_of_a_graphs_info():
 
 
 def test_table_nodes_has_one_column_per_column_of_a_graph():
-    assert set(schema.tables()["nodes"].names) == {"graph_id", "node", *NODE_COLUMNS}
+    derived = {"graph_id", "node", "reached_from", "reaches_answer"}
+    assert set(schema.tables()["nodes"].names) == {*derived, *NODE_COLUMNS}
 
 
 def test_features_have_examples_and_promoted_tokens_as_nested_lists():
