@@ -10,7 +10,7 @@ A graph's folder comes before its pack, so that between 2 and 3 no graph is doub
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -82,7 +82,7 @@ def compact_folder(folder: Path, on_progress: Callable[[int, int], None]) -> Com
         plan = _plan(folder)
         if plan.changes:
             _write(folder, plan, on_progress)
-        _remove_folders(folder, plan.done)
+        _remove_folders(folder, {name: None for name in _folders(folder, saved=False)} | plan.done)
         _sweep(folder)
         packs = read_packs(folder, {})
         hidden = hidden_graphs(packs, deleted_versions(folder))
@@ -102,7 +102,7 @@ def mark_deleted(folder: Path, graph_id: str, version: str) -> None:
 
 
 def _plan(folder: Path) -> _Plan:
-    saved = _folders(folder)
+    saved = _folders(folder, saved=True)
     deleted = deleted_versions(folder)  # before the packs
     packs = read_packs(folder, {})
     packed = {graph_id: version for pack in packs for graph_id, version in pack.versions.items()}
@@ -139,11 +139,12 @@ def _require_indexes(folder: Path, packs: list[Pack]) -> None:
             )
 
 
-def _folders(folder: Path) -> list[str]:
+def _folders(folder: Path, *, saved: bool) -> list[str]:
+    """Folders in which a graph is, or those that a killed process left without one."""
     parent = folder / "graphs"
     if not parent.is_dir():
         return []
-    return sorted(path.name for path in parent.iterdir() if is_graph_id(path.name) and (path / HEAD).exists())
+    return sorted(path.name for path in parent.iterdir() if is_graph_id(path.name) and (path / HEAD).exists() == saved)
 
 
 def _n_edges(pack: Pack) -> int:
@@ -210,8 +211,8 @@ def _commit(folder: Path, plan: _Plan, names: list[str]) -> None:
                 (folder / PACKS / DELETED / f"{graph_id}.{version}").unlink(missing_ok=True)
 
 
-def _remove_folders(folder: Path, done: dict[str, Stamp]) -> None:
-    """Remove what is in a pack now; what somebody reads just now stays until the next compaction."""
+def _remove_folders(folder: Path, done: Mapping[str, Stamp | None]) -> None:
+    """Remove what is in a pack now or what a kill left; while somebody reads, it stays until the next compaction."""
     until = time.monotonic() + _PATIENCE
     for name, saved in done.items():
         path = folder / "graphs" / name

@@ -6,7 +6,7 @@ files, and packs through a file system of ours that cannot write.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from pyarrow.fs import LocalFileSystem
 
 from graphs.errors import GraphError
 from graphs.filesystem import PROTOCOL, ReadOnlyFiles
-from graphs.schema import description, macro_description, macros, tables
+from graphs.schema import description, is_table_macro, macro_description, macros, tables, view_columns, views
 
 MEMORY_LIMIT = "4GB"
 
@@ -122,12 +122,20 @@ def _create_tables(connection: duckdb.DuckDBPyConnection, contents: Mapping[str,
             others = connection.from_arrow(_readable(schema, content))
             relation = others.union(relation) if relation is not None else others
         relation.create_view(name)
-        connection.execute(f"COMMENT ON VIEW {name} IS {_literal(description(schema))}")
-        for field in schema:
-            connection.execute(f"COMMENT ON COLUMN {name}.{field.name} IS {_literal(description(field))}")
+        _comment_on_view(connection, name, description(schema), schema)
+    for name, sql in views().items():
+        connection.execute(sql)
+        _comment_on_view(connection, name, macro_description(sql), view_columns(name))
     for name, sql in macros().items():
         connection.execute(sql)
-        connection.execute(f"COMMENT ON MACRO TABLE {name} IS {_literal(macro_description(sql))}")
+        kind = "MACRO TABLE" if is_table_macro(sql) else "MACRO"
+        connection.execute(f"COMMENT ON {kind} {name} IS {_literal(macro_description(sql))}")
+
+
+def _comment_on_view(connection: duckdb.DuckDBPyConnection, name: str, text: str, columns: Iterable[pa.Field]) -> None:
+    connection.execute(f"COMMENT ON VIEW {name} IS {_literal(text)}")
+    for column in columns:
+        connection.execute(f"COMMENT ON COLUMN {name}.{column.name} IS {_literal(description(column))}")
 
 
 def _packed_rows(

@@ -115,15 +115,15 @@ def read_version(folder: Path) -> str:
     return _read_head(folder).version
 
 
-def remove_saved(folder: Path, saved: Stamp) -> None:
-    """Take the graph out of its folder if it is still this one; what others put beside it stays.
+def remove_saved(folder: Path, saved: Stamp | None) -> None:
+    """Take the graph out of its folder if it is still this one, or what is left where none is; needs the folder's lock.
 
-    Needs the folder's lock.
+    What others put beside it stays.
     """
-    with suppress(FileNotFoundError):
-        if stamp(folder / HEAD) == saved:
-            (folder / HEAD).unlink()  # first, so that what is left is no graph
-            _remove(folder, {path for path in folder.iterdir() if is_temporary(path) or _is_data(path)})
+    head = folder / HEAD
+    if (stamp(head) if head.exists() else None) == saved:
+        head.unlink(missing_ok=True)  # first, so that what is left is no graph
+        _remove(folder, {path for path in folder.iterdir() if is_temporary(path) or _is_data(path)})
 
 
 def steadily(folder: Path, read: Callable[[Head], _Result]) -> _Result:

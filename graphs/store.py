@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from graphs import database
+from graphs.additions import ADDITIONS, added_files, fitted, write_rows
 from graphs.columns import infos_from_table
 from graphs.compact import Compacted, compact_folder, mark_deleted
 from graphs.database import Content
@@ -30,6 +31,7 @@ from graphs.folder import DAMAGE, HEAD, Checked, Head, check_graph, is_unchanged
 from graphs.graph import AttributionGraph, GraphInfo
 from graphs.names import check_graph_id, digest, graph_id_of, is_graph_id, one_line, shown, slug, some
 from graphs.packs import DELETED, PACKS, Pack, deleted_versions, hidden_graphs, read_packed, read_packs, without
+from graphs.queries import query_names, read_query, write_query
 from graphs.schema import tables
 
 _TRANSCODER = b"transcoder"
@@ -190,6 +192,32 @@ class GraphStore:
         """Whether the store knows the features of this transcoder."""
         return self._features_path(transcoder).is_file()
 
+    def save_rows(self, table: str, graph_id: str, rows: pa.Table) -> None:
+        """Put rows of table supernodes, interventions or validations to a graph, in place of those it had there."""
+        folder = self._path(graph_id)
+        rows = fitted(table, rows, graph_id)
+        with file_errors_as_graph_errors(f"save {table} of {graph_id} to {self.folder}"):
+            # no deletion comes in between, so that no rows are left without their graph
+            with locked_folder(self.folder / PACKS / DELETED):
+                if not (folder / HEAD).exists() and self._in_pack(graph_id) is None:
+                    raise self._unknown(graph_id)
+                with locked_folder(folder):
+                    write_rows(folder, table, rows)
+
+    def save_query(self, name: str, sql: str) -> None:
+        """Save SQL under a name."""
+        with file_errors_as_graph_errors(f"save query {name} to {self.folder}"):
+            create_folder(self.folder)
+            write_query(self.folder, name, sql)
+
+    def saved_query(self, name: str) -> str:
+        """The SQL that was saved under this name. Raises `GraphError` if there is none."""
+        return read_query(self.folder, name)
+
+    def saved_queries(self) -> "dict[str, str]":
+        """All saved SQL by name."""
+        return {name: read_query(self.folder, name) for name in query_names(self.folder)}
+
     def sql(self, query: str, /, **parameters: object) -> pa.Table:
         """The answer to one SELECT over the store's tables; `$name` in the query stands for a parameter.
 
@@ -284,7 +312,10 @@ class GraphStore:
         for path in sorted((self.folder / "features").glob("[!.]*.parquet")):
             with suppress(*DAMAGE):
                 features.append((path, (pq.read_metadata(path).metadata or {}).get(_TRANSCODER, b"").decode()))
-        return contents | {"features": Content(files=features)}
+        added: dict[str, builtins.list[tuple[Path, str]]] = {table: [] for table in ADDITIONS}
+        for table, path, graph_id in added_files(self.folder / "graphs"):
+            added[table].append((path, graph_id))
+        return contents | {name: Content(files=files) for name, files in ({"features": features} | added).items()}
 
 
 def _graphs_table(heads: list[Head], packed: _Packed) -> pa.Table:

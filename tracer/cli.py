@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tracer.sql_command import DEFAULT_STORE, sql
+
 if TYPE_CHECKING:
     from graphs import GraphStore
 
-DEFAULT_STORE = "graphs-store"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 EXPECTED_ERRORS = (
     ("graphs.errors", "GraphError"), ("tracer.errors", "TraceError"),
@@ -176,55 +177,7 @@ def view(folder: Path, port: int, open_browser: bool) -> None:
     _serve(GraphStore(folder), port, None, open_browser)
 
 
-@cli.command("sql")
-@click.argument("arguments", nargs=-1, required=True, metavar="[FOLDER] QUERY")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]),
-    help="[default: table on a terminal, csv on a pipe]",
-)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead of stdout."
-)
-@click.option(
-    "-p",
-    "--parameter",
-    "parameters",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Value of $NAME in the query; repeatable.",
-)
-def sql(arguments: tuple[str, ...], form: str | None, output: Path | None, parameters: tuple[str, ...]) -> None:
-    """Query all saved graphs with one read-only DuckDB SELECT.
-
-    Tables: graphs, nodes, edges, features, supernodes, interventions, validations; see docs/schema.md.
-
-    \b
-    Examples:
-      trace sql "SELECT graph_id, prompt, replacement_score FROM graphs"
-      trace sql "FROM strongest_path('Dallas')"
-      trace sql my-graphs "SELECT label, count(*) FROM nodes WHERE token = \\$t GROUP BY 1" -p t=is
-    """
-    if len(arguments) > 2:
-        raise CommandError(
-            f"{len(arguments)} arguments were given; expected an optional folder and one query in quotes."
-        )
-    from graphs import GraphStore
-    from tracer import commands
-
-    folder, query = [DEFAULT_STORE, *arguments][-2:]
-    store = GraphStore(Path(folder))
-    _require_store(store)
-    _warn_of_damage(store)
-    values = {}
-    for pair in parameters:
-        name, equals, value = pair.partition("=")
-        if not (name.isidentifier() and equals):
-            raise CommandError(f"-p {pair!r} is no parameter; write it as NAME=VALUE.")
-        values[name] = value
-    table = store.sql(query, **values)
-    commands.write_table(table, form or ("table" if sys.stdout.isatty() and output is None else "csv"), output)
+cli.add_command(sql)
 
 
 @cli.command("list")

@@ -1,8 +1,6 @@
 """What the commands do and print, apart from their options."""
 
-import io
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from graphs import AttributionGraph, GraphStore, NodeKind, logit_weights
 from tracer.config import TraceConfig
 from tracer.errors import TraceError
 from tracer.story import feature_paths, path_record, place_text, routes, target_name, target_record, told_targets
+from tracer.tables import table_text
 
 N_JSON_PATHS = 10
 N_ROUTES = 6
@@ -163,7 +159,7 @@ def graph_list(store: GraphStore, *, as_json: bool) -> str:
     ]  # fmt: skip
     if as_json:
         return json.dumps(rows, ensure_ascii=False, indent=2)
-    return _table_text(pa.Table.from_pylist(rows)) if rows else "no graphs yet"
+    return table_text(pa.Table.from_pylist(rows)) if rows else "no graphs yet"
 
 
 def compact_store(store: GraphStore) -> str:
@@ -177,30 +173,6 @@ def compact_store(store: GraphStore) -> str:
         *(f"Left     {graph_id}: {reason}" for graph_id, reason in done.damaged.items()),
     ]
     return "\n".join(lines)
-
-
-def write_table(table: pa.Table, form: str, output: Path | None) -> None:
-    """Write a query's result to a file or to stdout."""
-    if form == "parquet":
-        if output is None:
-            raise TraceError("--format parquet writes binary data; name a file with -o.")
-        pq.write_table(table, output, compression="zstd")
-        return
-    match form:
-        case "csv":
-            buffer = io.BytesIO()
-            pyarrow.csv.write_csv(_flat(table), buffer)
-            text = buffer.getvalue().decode()
-        case "json":
-            text = json.dumps(table.to_pylist(), ensure_ascii=False, indent=2, default=str) + "\n"
-        case "jsonl":
-            text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.to_pylist())
-        case _:
-            text = _table_text(table) + "\n"
-    if output is None:
-        sys.stdout.write(text)
-    else:
-        output.write_text(text, encoding="utf-8")
 
 
 def _text(record: dict, graph: AttributionGraph) -> str:
@@ -274,38 +246,6 @@ def _example_query(graph: AttributionGraph) -> str:
     paths = [path for target in told_targets(graph) for path in feature_paths(graph, target, 1)]
     word = str(graph.word[paths[0].nodes[0]]) if paths else ""
     return f"FROM strongest_path('{word}')" if word.isalnum() else "FROM graphs"
-
-
-def _table_text(table: pa.Table) -> str:
-    """A table for people: as wide as it needs to be when not on a terminal."""
-    shown = Table(show_edge=False, header_style="bold")
-    for column in table.schema:
-        number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-        shown.add_column(column.name, justify="right" if number else "left", overflow="fold")
-    for row in table.to_pylist():
-        shown.add_row(*(_cell(value) for value in row.values()))
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else 4000, file=io.StringIO(), force_terminal=terminal, markup=False)
-    console.print(shown)
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _flat(table: pa.Table) -> pa.Table:
-    """Lists and structs as JSON text: CSV has no nested values."""
-    for i, column in enumerate(table.schema):
-        if pa.types.is_nested(column.type):
-            texts = [
-                None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in table[i].to_pylist()
-            ]
-            table = table.set_column(i, column.name, pa.array(texts, pa.string()))
-    return table
 
 
 @contextmanager

@@ -248,7 +248,7 @@ def test_a_compaction_that_ends_anywhere_leaves_every_graph_once(store, graphs, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(f"graphs.compact.{moment}", full)
-    with pytest.raises(GraphError, match="cannot compact .*: No space left on device"):
+    with pytest.raises(GraphError, match=r"cannot compact .*: No space left on device"):
         store.compact()
     monkeypatch.undo()
     for _ in range(2):
@@ -286,7 +286,7 @@ def test_a_truncated_pack_is_named_and_the_rest_of_the_store_opens(store, random
     assert [stored.graph_id for stored in store.list()] == [later]
     assert store.sql("SELECT DISTINCT graph_id FROM edges").to_pylist() == [{"graph_id": later}]
     if part == "graphs":
-        with pytest.raises(GraphError, match="restore .*graphs-"):
+        with pytest.raises(GraphError, match=r"restore .*graphs-"):
             store.compact()
     else:
         store.compact()
