@@ -20,17 +20,28 @@ from graphs.errors import GraphError
 from graphs.filesystem import PROTOCOL, ReadOnlyFiles
 from graphs.schema import description, is_table_macro, macro_description, macros, tables, view_columns, views
 
-MEMORY_LIMIT = "4GB"
-
 # python_enable_replacements: a table name must never mean a variable of this process
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "memory_limit": MEMORY_LIMIT,
     "temp_directory": "",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "allow_community_extensions": "false",
     "python_enable_replacements": "false",
 }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What DuckDB may take and give."""
+
+    memory: str = "4GB"
+    threads: int | None = None
+    """As many as there are processors, if nobody says."""
+    max_rows: int | None = None
+    """The first rows of the answer, instead of all."""
+
+
+UNLIMITED = Limits()
 
 
 @dataclass(frozen=True)
@@ -55,12 +66,17 @@ class Content:
 NOTHING = Content()
 
 
-def query(contents: Mapping[str, Content], sql: str, parameters: Mapping[str, object]) -> pa.Table:
+def query(
+    contents: Mapping[str, Content], sql: str, parameters: Mapping[str, object], limits: Limits = UNLIMITED
+) -> pa.Table:
     """The answer to one SELECT over the tables with these contents; the others are empty.
 
     Raises `GraphError` with DuckDB's message.
     """
-    with _told_in_one_line(), duckdb.connect(":memory:", config=_CONFIG) as connection:
+    config = _CONFIG | {"memory_limit": limits.memory}
+    if limits.threads is not None:
+        config["threads"] = limits.threads
+    with _told_in_one_line(), duckdb.connect(":memory:", config=config) as connection:
         for text in (sql, *parameters.values()):
             if isinstance(text, str):
                 text.encode()  # DuckDB takes text with lone surrogates for no text at all
@@ -74,7 +90,21 @@ def query(contents: Mapping[str, Content], sql: str, parameters: Mapping[str, ob
             "BEGIN TRANSACTION READ ONLY",
         ):
             connection.execute(lock)
-        return connection.sql(statement, params=dict(parameters)).to_arrow_table()
+        answer = connection.sql(statement, params=dict(parameters))
+        return answer.to_arrow_table() if limits.max_rows is None else _first_rows(answer, limits.max_rows)
+
+
+def _first_rows(answer: duckdb.DuckDBPyRelation, count: int) -> pa.Table:
+    """Batch by batch, so that no more is computed than is wanted."""
+    with answer.to_arrow_reader(count) as reader:
+        batches, found = [], 0
+        while found < count:
+            try:
+                batches.append(reader.read_next_batch())
+            except StopIteration:
+                break
+            found += len(batches[-1])
+        return pa.Table.from_batches(batches, reader.schema).slice(0, count)
 
 
 def _checked(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
@@ -175,6 +205,10 @@ def _told_in_one_line() -> Iterator[None]:
         yield
     except GraphError:
         raise
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from error  # DuckDB has taken the signal
     except (duckdb.Error, pa.ArrowException, OSError, UnicodeError) as error:
         lines = (line.strip() for line in str(error).splitlines())
         raise GraphError(" ".join(line for line in lines if line.strip("^"))) from error

@@ -10,7 +10,7 @@ queries/<name>.sql       SQL that was saved by name
 import builtins
 import difflib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from graphs import database
 from graphs.additions import ADDITIONS, added_files, fitted, write_rows
 from graphs.columns import infos_from_table
 from graphs.compact import Compacted, compact_folder, mark_deleted
-from graphs.database import Content
+from graphs.database import UNLIMITED, Content, Limits
 from graphs.description import check_folder, create_folder
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, locked_folder, reading, write_atomically
@@ -223,12 +223,16 @@ class GraphStore:
 
         Damaged graphs are left out. Raises `GraphError` with DuckDB's message.
         """
+        return self.query(query, parameters)
+
+    def query(self, sql: str, parameters: Mapping[str, object], limits: Limits = UNLIMITED) -> pa.Table:
+        """As `sql`, with limits on what the query takes and gives."""
         parent = self.folder / "graphs"
         with reading(parent) if parent.is_dir() else nullcontext():
             for _ in range(_ATTEMPTS):
                 contents = self._contents()
                 try:
-                    return database.query(contents, query, parameters)
+                    return database.query(contents, sql, parameters, limits)
                 except GraphError:
                     # a version of a graph never changes, but it goes when the graph is deleted
                     if all(path.exists() for content in contents.values() for path in content.paths):

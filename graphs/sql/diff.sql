@@ -7,7 +7,9 @@ WITH sides AS MATERIALIZED (
     SELECT n.*, n.position - len(i.tokens) AS place,
         CASE n.kind
             WHEN 'token' THEN format('token {}', n.position - len(i.tokens))
-            WHEN 'logit' THEN format('logit {} {} {} {}', n.token, n.layer, n.feature, n.position - len(i.tokens))
+            WHEN 'logit' THEN format(
+                'logit {} {} {} {}', coalesce(n.token, ''), n.layer, coalesce(n.feature, -1), n.position - len(i.tokens)
+            )
             ELSE format('{} {} {} {}', n.kind, n.layer, coalesce(n.feature, -1), n.position - len(i.tokens))
         END AS same
     FROM nodes AS n JOIN graphs AS i ON i.graph_id = n.graph_id
