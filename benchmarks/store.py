@@ -4,7 +4,7 @@
     python -m benchmarks.store --graphs 1000 --folder /tmp/graphs     # keeps them; what is there is not made again
     python -m benchmarks.store --folder /tmp/graphs --step make --step before   # in pieces
 
-Times are medians of three in one process with a fresh `GraphStore` each, so that nothing is remembered but what the
+Times are medians in one process with a fresh `GraphStore` each, so that nothing is remembered but what the
 operating system keeps of files; `trace list` is a whole process.
 """
 
@@ -46,8 +46,9 @@ N_JSON = 100
 @click.command()
 @click.option("--graphs", "count", default=10_000, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the store here.  [default: a temporary folder]")
+@click.option("--repeats", default=3, show_default=True, help="Of which the median is told.")
 @click.option("--step", "steps", multiple=True, type=click.Choice(STEPS), help="Only these; repeatable.")
-def main(count: int, folder: Path | None, steps: tuple[str, ...]) -> None:
+def main(count: int, folder: Path | None, repeats: int, steps: tuple[str, ...]) -> None:
     """Make a store of generated graphs, and measure it before and after compaction."""
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
         store = GraphStore(Path(place) / "store")
@@ -57,7 +58,7 @@ def main(count: int, folder: Path | None, steps: tuple[str, ...]) -> None:
                 case "make":
                     _make(store, count)
                 case "before" | "after":
-                    _measure(store.folder, step, table)
+                    _measure(store.folder, step, repeats, table)
                 case "compact":
                     seconds = _seconds(lambda: print(store.compact()))
                     table.add_row("compaction", "", f"{seconds:.1f} s")
@@ -72,23 +73,23 @@ def _make(store: GraphStore, count: int) -> None:
         store.save(made_graph(prompt, number))
 
 
-def _measure(folder: Path, when: str, table: Table) -> None:
+def _measure(folder: Path, when: str, repeats: int, table: Table) -> None:
     n_edges = GraphStore(folder).sql("SELECT sum(n_edges) AS n FROM graphs")["n"][0].as_py()
     n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     table.add_row("size", when, f"{n_bytes / 1e6:,.0f} MB, {n_bytes / n_edges:.2f} bytes per edge ({n_edges:,} edges)")
     for name, sql in QUERIES.items():
         parameters = {"cities": list(CITIES)} if "$cities" in sql else {}
-        table.add_row(name, when, _shown(lambda: GraphStore(folder).sql(sql, **parameters)))  # noqa: B023
+        table.add_row(name, when, _shown(repeats, lambda: GraphStore(folder).sql(sql, **parameters)))  # noqa: B023
     ids = GraphStore(folder).ids()
     chosen = np.random.default_rng(0).choice(ids, 9)
     times = [_seconds(lambda: GraphStore(folder).load(graph_id)) for graph_id in chosen]  # noqa: B023
     table.add_row("open one graph", when, f"{median(times) * 1000:.0f} ms, at most {max(times) * 1000:.0f}")
-    table.add_row("GraphStore.list()", when, _shown(lambda: GraphStore(folder).list()))
-    table.add_row("trace list", when, _shown(lambda: _run("list", str(folder))))
+    table.add_row("GraphStore.list()", when, _shown(repeats, lambda: GraphStore(folder).list()))
+    table.add_row("trace list", when, _shown(repeats, lambda: _run("list", str(folder))))
     table.add_row(
         "trace sql: count of all edges",
         when,
-        _shown(lambda: _run("sql", str(folder), QUERIES["count and mean of all edges"])),
+        _shown(repeats, lambda: _run("sql", str(folder), QUERIES["count and mean of all edges"])),
     )
 
 
@@ -140,8 +141,8 @@ def _as_json(graph: AttributionGraph) -> dict:
     return {"metadata": metadata, "qParams": {}, "nodes": nodes, "links": links}
 
 
-def _shown(act: Callable[[], object]) -> str:
-    return f"{median(_seconds(act) for _ in range(3)):.2f} s"
+def _shown(repeats: int, act: Callable[[], object]) -> str:
+    return f"{median(_seconds(act) for _ in range(repeats)):.2f} s"
 
 
 def _seconds(act: Callable[[], object]) -> float:

@@ -47,9 +47,9 @@ def write_rows(folder: Path, table: str, rows: pa.Table) -> None:
 def added_files(parent: Path) -> Iterator[tuple[str, Path, str]]:
     """Table, file and graph of everything that was added to graphs and can be read."""
     for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
-        if is_graph_id(folder.name) and folder.is_dir():
-            for table in ADDITIONS:
-                path = folder / f"{table}.parquet"
+        for table in ADDITIONS if is_graph_id(folder.name) else ():
+            path = folder / f"{table}.parquet"
+            if path.is_file():
                 with suppress(*DAMAGE):
                     check_columns(pq.read_metadata(path).schema.to_arrow_schema(), table, path.name)
                     yield table, path, folder.name

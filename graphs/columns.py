@@ -35,8 +35,9 @@ def info_to_table(graph: AttributionGraph, graph_id: str) -> pa.Table:
 
 def with_later_columns(table: pa.Table, name: str) -> pa.Table:
     """A saved table in today's columns: what was added since it was saved has one value throughout."""
-    for place, field in enumerate(tables()[name]):
-        if field.name in LATER_COLUMNS[name] and field.name not in table.column_names:
+    lacking = LATER_COLUMNS[name].keys() - set(table.column_names)
+    for place, field in enumerate(tables()[name]) if lacking else ():
+        if field.name in lacking:
             values = pa.array([LATER_COLUMNS[name][field.name]] * len(table), field.type)
             table = table.add_column(place, field, values)
     return table

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from graphs.description import raise_version
 from graphs.errors import GraphError
 from graphs.files import is_temporary, locked_folder, new_nonce, sync_folder, unread, write_atomically
 from graphs.folder import DAMAGE, HEAD, Stamp, read_version, remove_saved, stamp
@@ -201,7 +200,6 @@ def _commit(folder: Path, plan: _Plan, names: list[str]) -> None:
         for name, version in plan.versions.items():
             if not (folder / "graphs" / name / HEAD).exists():
                 mark_deleted(folder, name, version)
-        raise_version(folder)
         manifest = json.dumps({"packs": names})
         write_atomically(folder / PACKS / MANIFEST, partial(Path.write_text, data=manifest, encoding="utf-8"))
         packs = read_packs(folder, {})

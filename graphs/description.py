@@ -31,22 +31,15 @@ def check_folder(folder: Path) -> None:
 
 
 def create_folder(folder: Path) -> None:
-    """Make the folder a store, unless it is one; nothing else may be in it."""
+    """Make the folder a store of this version, before anything is written to it; nothing else may be in it.
+
+    An older program must not open it then: it would miss graphs in packs, and take new columns for damage.
+    """
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / _DESCRIPTION).exists():
-        _write_version(folder)
-
-
-def raise_version(folder: Path) -> None:
-    """Say that only programs which know this version may open the store: an older one would miss graphs in packs."""
-    if _read_version(folder) < SCHEMA_VERSION:
-        _write_version(folder)
-
-
-def _write_version(folder: Path) -> None:
-    content = json.dumps({"format": FORMAT, "schema_version": SCHEMA_VERSION})
-    write_atomically(folder / _DESCRIPTION, partial(Path.write_text, data=content + os.linesep, encoding="utf-8"))
+    if not (folder / _DESCRIPTION).exists() or _read_version(folder) < SCHEMA_VERSION:
+        content = json.dumps({"format": FORMAT, "schema_version": SCHEMA_VERSION})
+        write_atomically(folder / _DESCRIPTION, partial(Path.write_text, data=content + os.linesep, encoding="utf-8"))
 
 
 def _read_version(folder: Path) -> int:

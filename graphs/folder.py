@@ -5,10 +5,12 @@ nodes-<nonce>.parquet  the nonce is in the metadata of graph.parquet, so a repla
 edges-<nonce>.parquet
 """
 
+import os
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +36,8 @@ DAMAGE = (GraphError, pa.ArrowException, OSError)
 """What reading a folder with broken, missing or foreign files may raise."""
 
 _NONCE = b"nonce"
+_TAILS = b"tails"
+_TAIL = 1 << 14  # bytes that hold the footer of a file of one graph
 _ATTEMPTS = 50  # of a reader whose graph is replaced under its hands
 _Result = TypeVar("_Result")
 
@@ -43,11 +47,21 @@ class Head:
     """The graph's row of table `graphs`, and the files that belong to it."""
 
     table: pa.Table
-    row: dict[str, Any]
     version: str
     """No other save has it."""
     nodes: Path
     edges: Path
+    tails: str
+    """Sizes and checksums of the ends of nodes and edges as they were written; "" if they were not noted yet."""
+
+    @cached_property
+    def row(self) -> dict[str, Any]:
+        [row] = self.table.to_pylist()
+        return row
+
+    @property
+    def graph_id(self) -> str:
+        return self.table["graph_id"][0].as_py()
 
 
 Stamp = tuple[int, int, int]
@@ -65,12 +79,13 @@ class Checked:
 def write_graph(folder: Path, graph: AttributionGraph, graph_id: str) -> None:
     """Put the graph into the folder in place of an older version; only one process may do so at a time."""
     nonce = new_nonce()
-    head = info_to_table(graph, graph_id).replace_schema_metadata({_NONCE: nonce})
-    tables_of_graph = (nodes_to_table(graph, graph_id), edges_to_table(graph, graph_id), head)
+    head = info_to_table(graph, graph_id)
     paths = (*_data_files(folder, nonce), temporary_path(folder / HEAD, nonce))
     try:
-        for path, table in zip(paths, tables_of_graph, strict=True):
+        for path, table in zip(paths, (nodes_to_table(graph, graph_id), edges_to_table(graph, graph_id)), strict=False):
             write_durably(path, partial(_write, table))
+        head = head.replace_schema_metadata({_NONCE: nonce, _TAILS: _tails(*paths[:2])})
+        write_durably(paths[-1], partial(_write, head))
         sync_folder(folder)
         paths[-1].replace(folder / HEAD)
     except BaseException:
@@ -186,10 +201,10 @@ def _read_head(folder: Path) -> Head:
         raise GraphError(f"{HEAD} has {table.num_rows} rows and nonce {nonce!r}")
     check_columns(table.schema, "graphs", HEAD)
     table = with_later_columns(table, "graphs")
-    [row] = table.to_pylist()
-    if row["graph_id"] != folder.name:
-        raise GraphError(f"{HEAD} holds graph {row['graph_id']}")
-    return Head(table, row, nonce, *_data_files(folder, nonce))
+    head = Head(table, nonce, *_data_files(folder, nonce), tails=metadata.get(_TAILS, b"").decode("ascii", "replace"))
+    if head.graph_id != folder.name:
+        raise GraphError(f"{HEAD} holds graph {head.graph_id}")
+    return head
 
 
 def _read_data(head: Head) -> AttributionGraph:
@@ -202,7 +217,20 @@ def _read(path: Path) -> pa.Table:
         return file.read()
 
 
+def _tails(*paths: Path) -> str:
+    """Sizes of the files and checksums of their ends."""
+    found = []
+    for path in paths:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - _TAIL, 0))
+            found.append(f"{size}:{zlib.crc32(file.read())}")
+    return " ".join(found)
+
+
 def _check_footers(head: Head) -> Head:
+    if head.tails and _tails(head.nodes, head.edges) == head.tails:
+        return head  # as they were written, which is much quicker to see than what is in them
     for path, name in ((head.nodes, "nodes"), (head.edges, "edges")):
         footer = pq.read_metadata(path)
         check_columns(footer.schema.to_arrow_schema(), name, path.name)

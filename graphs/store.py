@@ -11,6 +11,7 @@ import builtins
 import difflib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ from graphs.queries import query_names, read_query, write_query
 from graphs.schema import tables
 
 _TRANSCODER = b"transcoder"
+_READERS = 4  # threads; most of the time goes into opening files
 _ATTEMPTS = 50  # of a reader whose graphs are moved or deleted under its hands
 
 
@@ -258,14 +260,18 @@ class GraphStore:
 
     def _in_folders(self) -> "tuple[builtins.list[Head], builtins.list[DamagedGraph]]":
         """The graphs in folders of their own."""
-        heads, damaged = [], []
-        for folder in self._folders():
-            try:
-                heads.append(self._head(folder))
-            except DAMAGE as error:
-                if (folder / HEAD).exists():  # or else it was deleted or moved just now
-                    damaged.append(DamagedGraph(folder.name, one_line(error)))
-        return heads, damaged
+        with ThreadPoolExecutor(_READERS) as readers:
+            found = list(readers.map(self._head_or_damage, self._folders()))
+        heads = [head for head in found if isinstance(head, Head)]
+        return heads, [graph for graph in found if isinstance(graph, DamagedGraph)]
+
+    def _head_or_damage(self, folder: Path) -> Head | DamagedGraph | None:
+        try:
+            return self._head(folder)
+        except DAMAGE as error:
+            if (folder / HEAD).exists():
+                return DamagedGraph(folder.name, one_line(error))
+            return None  # it was deleted or moved just now
 
     def _head(self, folder: Path) -> Head:
         """The graph's head, checked once as long as its files stay the same. Raises one of `DAMAGE`."""
@@ -282,7 +288,7 @@ class GraphStore:
     def _packed(self, heads: "builtins.list[Head]", damaged: "builtins.list[DamagedGraph]") -> _Packed:
         """What is in packs beside these graphs in folders, which must be read first: graphs move from there here."""
         packed = self._packed_now()
-        in_folders = (*(head.row["graph_id"] for head in heads), *(graph.graph_id for graph in damaged))
+        in_folders = (*(head.graph_id for head in heads), *(graph.graph_id for graph in damaged))
         replaced = {graph_id for graph_id in in_folders if any(graph_id in pack.places for pack in packed.packs)}
         return _Packed(packed.packs, packed.hidden | replaced)
 
@@ -309,7 +315,7 @@ class GraphStore:
         absent = frozenset.intersection(*(pack.absent for pack in readable)) if readable else frozenset()
         contents = {"graphs": Content(_graphs_table(heads, packed))}
         for part in ("nodes", "edges"):
-            files = [(getattr(head, part), head.row["graph_id"]) for head in heads]
+            files = [(getattr(head, part), head.graph_id) for head in heads]
             packs = [pack.path(part) for pack in readable]
             contents[part] = Content(files=files, packs=packs, hidden=packed.hidden, absent=absent)
         features: builtins.list[tuple[Path, str]] = []
@@ -325,4 +331,4 @@ class GraphStore:
 def _graphs_table(heads: list[Head], packed: _Packed) -> pa.Table:
     empty = tables()["graphs"].empty_table()
     found = [without(pack.index, packed.hidden).select(empty.column_names) for pack in packed.packs if not pack.problem]
-    return pa.concat_tables([empty, *(head.table for head in heads), *found])
+    return pa.concat_tables([empty, *(head.table for head in heads), *found]).combine_chunks()

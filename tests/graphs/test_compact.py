@@ -240,7 +240,7 @@ def test_while_somebody_reads_folders_and_old_packs_stay_and_nothing_is_doubled(
     assert in_sql(store) == counted
 
 
-@pytest.mark.parametrize("moment", ["_commit", "_remove_folders", "raise_version", "write_atomically"])
+@pytest.mark.parametrize("moment", ["_commit", "_remove_folders", "sync_folder", "write_atomically"])
 def test_a_compaction_that_ends_anywhere_leaves_every_graph_once(store, graphs, monkeypatch, moment):
     counted = in_sql(store)
 
@@ -317,13 +317,15 @@ def test_a_broken_list_of_packs_is_told_in_one_line(store, content):
             use()
 
 
-def test_a_store_of_version_1_opens_and_programs_of_version_1_refuse_it_once_it_has_packs(store):
+@pytest.mark.parametrize("write", [GraphStore.compact, lambda store: store.save(store.load(ids(store)["a b c"]))])
+def test_a_store_of_version_1_opens_and_is_one_of_version_2_once_it_is_written_to(store, write):
     description = store.folder / "store.json"
     description.write_text('{"format": "clt-tracer store", "schema_version": 1}')
     old = GraphStore(store.folder)
     assert len(old.list()) == 3
     assert json.loads(description.read_text())["schema_version"] == 1
-    old.compact()
+    write(old)
+    assert len(old.list()) == 3
     assert json.loads(description.read_text())["schema_version"] == 2
 
 

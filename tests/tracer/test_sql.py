@@ -1,0 +1,150 @@
+"""`trace sql`: queries from everywhere, parameters of every kind, answers in every form, and the shell."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from graphs import GraphStore
+from tests.graphs.conftest import _random_graph
+from tracer.cli import main
+from tracer.sql_shell import run_shell
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str, folder: Path, given: str = "") -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tracer", "sql", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, input=given, check=False
+    )
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 2, result.stderr
+    [line] = result.stderr.splitlines()
+    assert line.startswith("trace: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a store of two graphs under its usual name."""
+    folder = tmp_path_factory.mktemp("sql")
+    store = GraphStore(folder / "graphs-store")
+    for seed in range(2):
+        store.save(_random_graph(seed))
+    return folder
+
+
+def test_a_query_comes_from_an_argument_a_file_stdin_or_a_name(folder, tmp_path):
+    sql = "SELECT count(*) AS n FROM graphs"
+    (tmp_path / "question.sql").write_text(sql)
+    expected = '"n"\n2\n'
+    assert run(sql, folder=folder).stdout == expected
+    assert run("graphs-store", sql, folder=folder).stdout == expected
+    assert run("-", folder=folder, given=sql).stdout == expected
+    assert run(folder=folder, given=sql).stdout == expected
+    assert run("graphs-store", folder=folder, given=sql).stdout == expected
+    assert run("--file", str(tmp_path / "question.sql"), folder=folder).stdout == expected
+    assert run(sql, "--save", "how-many", folder=folder).stdout == expected
+    assert run("--saved", "how-many", folder=folder).stdout == expected
+    assert json.loads(run("--list-saved", "--format", "json", folder=folder).stdout) == [
+        {"name": "how-many", "query": sql}
+    ]
+
+
+def test_parameters_are_numbers_truth_values_and_texts(folder):
+    sql = "SELECT $a + 1 AS a, $b AS b, $c AS c, $d AS d, $e AS e, $f AS f"
+    given = ["a=2", "b=true", "c=0.5", "d=is = 5", 'e="95"', "f=null"]
+    pairs = [part for pair in given for part in ("--param", pair)]
+    [row] = json.loads(run(sql, *pairs, "--format", "json", folder=folder).stdout)
+    assert row == {"a": 3, "b": True, "c": 0.5, "d": "is = 5", "e": "95", "f": None}
+    [row] = json.loads(run("SELECT $t AS t", "-p", "t=95", "--format", "json", folder=folder).stdout)
+    assert row == {"t": "95"}
+
+
+def test_every_form_of_an_answer(folder, tmp_path):
+    sql = "SELECT 1 AS x, 'a\"b' AS y, [1, 2] AS z, 'NaN'::DOUBLE AS w"
+    assert run(sql, "--format", "csv", folder=folder).stdout == '"x","y","z","w"\n1,"a""b","[1, 2]",nan\n'
+    assert json.loads(run(sql, "--format", "json", folder=folder).stdout) == [
+        {"x": 1, "y": 'a"b', "z": [1, 2], "w": None}
+    ]
+    assert run(sql, "--format", "jsonl", folder=folder).stdout == '{"x": 1, "y": "a\\"b", "z": [1, 2], "w": null}\n'
+    assert run("SELECT 10 AS n, 'ä' AS text", "--format", "table", folder=folder).stdout == (
+        "  n ┃ text\n━━━━╇━━━━━━\n 10 │ ä\n"
+    )
+    for form in ("csv", "parquet"):
+        path = tmp_path / f"out.{form}"
+        path.write_text("old")
+        assert run("SELECT 1 AS x", "--format", form, "-o", str(path), folder=folder).stdout == ""
+    assert (tmp_path / "out.csv").read_text() == '"x"\n1\n'
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [{"x": 1}]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "b", "c"], "3 arguments were given; expected an optional folder and one query in quotes"),
+        (["a", "b", "--saved", "x"], "2 arguments were given; expected an optional folder, as the query comes from"),
+        (["--saved", "missing"], "there is no readable query 'missing' in graphs-store; "),
+        (["--saved", "../x"], "is no name for a query"),
+        (["SELECT 1", "--save", "a/b"], "is no name for a query"),
+        (["--file", "missing.sql"], "missing.sql cannot be read"),
+        (["--file", "x", "--saved", "y"], "--file and --saved are two queries"),
+        (["SELECT 1", "--param", "x"], "'x' is no parameter; write it as NAME=VALUE"),
+        (["SELECT $n", "--param", "n=1", "--param", "m=2"], "parameter"),
+        (["SELECT 1", "--format", "parquet"], "--format parquet writes binary data; name a file with -o"),
+        (["SELECT 1", "-o", "missing/out.csv"], "cannot write missing/out.csv: No such file or directory"),
+        (["nowhere", "SELECT 1"], "nowhere does not exist; trace a prompt first"),
+        (["SELECT 1; SELECT 2"], "the query has 2 statements"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(folder, arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["trace", "sql", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("trace: ")
+    assert message in line
+    assert not (folder / "graphs-store" / "queries" / "a").exists()
+
+
+def test_a_query_that_fails_is_not_saved(folder):
+    refused(run("SELEC 1", "--save", "broken", folder=folder))
+    assert "broken" not in GraphStore(folder / "graphs-store").saved_queries()
+
+
+def shell(folder: Path, typed: str, capsys: pytest.CaptureFixture[str], **parameters: object) -> tuple[str, str]:
+    with create_pipe_input() as keys:
+        keys.send_text(typed)
+        history = folder / "history"
+        run_shell(GraphStore(folder / "graphs-store"), parameters, history=history, input=keys, output=DummyOutput())
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_the_shell_answers_line_by_line_and_goes_on_after_errors(folder, capsys):
+    typed = "SELEC 1;\nSELECT count(*) AS n\nFROM graphs;\nSELECT $k AS k;\n.quit\n"
+    out, err = shell(folder, typed, capsys, k=7)
+    assert out.startswith(str(folder / "graphs-store"))
+    assert " n\n━━━\n 2\n" in out
+    assert " k\n━━━\n 7\n" in out
+    assert err.startswith("error: Parser Error: syntax error")
+    assert "SELECT count(*) AS n" in (folder / "history").read_text()
+
+
+def test_the_shell_ends_with_its_input_and_forgets_what_was_interrupted(folder, capsys):
+    out, err = shell(folder, "SELECT nonsense\n\x03SELECT 5 AS five;\n\x04", capsys)
+    assert " five\n" in out
+    assert err == ""
