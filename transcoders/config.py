@@ -69,6 +69,8 @@ class TrainConfig:
     """Weight of the error that dead features are asked to explain."""
     dead_tokens: int = 4
     """Dead features are trained on every so many tokens: they are rarely worth the full cost."""
+    written_weight: float = 0.0
+    """Weight of what features write, in norms as shares of the MLP output's: it silences those that add little."""
     bfloat16: bool = False
     """Multiply by the decoders in bfloat16; weights, optimiser and sums stay float32."""
     seed: int = 0

@@ -6,16 +6,62 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from transcoders.clusters import spherical_clusters
 from transcoders.config import TrainConfig, TranscoderConfig
 from transcoders.loss import error_scale, relative_error
 from transcoders.model import CrossLayerTranscoder
 
 ActivationBatch = tuple[Float[Tensor, "layer token d_model"], Float[Tensor, "layer token d_model"]]
 """What every MLP reads and writes at some tokens."""
+MARGIN = 0.5
+"""At the start a feature fires where the cosine with its cluster's centre is above this."""
 
 
 def ignore(step: int, error: float, transcoder: CrossLayerTranscoder) -> None:
     """A step callback that does nothing."""
+
+
+class Learner:
+    """A training run's state: the weights, the optimiser, and for how many steps each feature has been silent."""
+
+    def __init__(self, transcoder: CrossLayerTranscoder, config: TrainConfig) -> None:
+        self.transcoder = transcoder
+        self.config = config
+        self._optimizer = torch.optim.Adam(transcoder.parameters(), lr=config.learning_rate, betas=(0.9, 0.98))
+        self._step = 0
+        self._silent = torch.zeros(transcoder.threshold.shape, dtype=torch.int64)
+
+    def loss(
+        self, inputs: Float[Tensor, "layer token d_model"], outputs: Float[Tensor, "layer token d_model"]
+    ) -> tuple[Tensor, Tensor]:
+        """What to minimise, and the mean relative error in it."""
+        transcoder, config = self.transcoder, self.config
+        pre_activation = transcoder.pre_activations(inputs)
+        activations = transcoder.activate(pre_activation)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.bfloat16):
+            reconstruction = transcoder.decode(activations)
+        error = relative_error(reconstruction, outputs, config.error_floor).mean()
+        loss = error
+        dead = self._silent >= config.dead_after
+        if dead.any():
+            # Dead features are asked to explain what the living leave (as AuxK, with every dead feature).
+            some = slice(None, None, config.dead_tokens)
+            revived = _written_by_dead(transcoder, pre_activation[:, some], dead)
+            rest = (outputs - reconstruction).detach()[:, some]
+            loss = loss + config.dead_weight * relative_error(revived, rest, config.error_floor).mean()
+        self._silent = torch.where((activations > 0).any(1), 0, self._silent + 1)
+        # Kept from the inputs: they are not to change so that less is written, only so that more is explained.
+        alone = transcoder.encode(inputs.detach()) if inputs.requires_grad else activations
+        return loss + config.written_weight * _written(transcoder, alone, outputs.detach(), config.error_floor), error
+
+    def step(self) -> None:
+        """Follow the gradients that `loss` left in the transcoder."""
+        self._step += 1
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * learning_rate_factor(self._step, self.config.steps)
+        torch.nn.utils.clip_grad_norm_(self.transcoder.parameters(), 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
 
 
 def train(
@@ -30,20 +76,14 @@ def train(
     The features of `shape` must be "topk": nothing else in the loss keeps their number down.
     """
     transcoder = CrossLayerTranscoder(shape)
-    transcoder.initialise(torch.Generator().manual_seed(config.seed))
-    optimizer = torch.optim.Adam(transcoder.parameters(), lr=config.learning_rate, betas=(0.9, 0.98))
-    silent = torch.zeros(shape.n_layers, shape.n_features, dtype=torch.int64)
+    learner = Learner(transcoder, config)
     for step, (inputs, outputs) in zip(range(1, config.steps + 1), batches, strict=False):
         if step == 1:
-            start_from(transcoder, inputs, outputs, config.error_floor)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(step, config.steps)
-        error, fired = _learn(transcoder, inputs, outputs, silent >= config.dead_after, config)
-        silent = torch.where(fired, 0, silent + 1)
-        torch.nn.utils.clip_grad_norm_(transcoder.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        on_step(step, error, transcoder)
+            start_from(transcoder, inputs, outputs, config)
+        loss, error = learner.loss(inputs, outputs)
+        loss.backward()
+        learner.step()
+        on_step(step, float(error.detach()), transcoder)
     return transcoder.eval().requires_grad_(False)
 
 
@@ -52,56 +92,53 @@ def start_from(
     transcoder: CrossLayerTranscoder,
     inputs: Float[Tensor, "layer token d_model"],
     outputs: Float[Tensor, "layer token d_model"],
-    floor: float,
+    config: TrainConfig,
 ) -> None:
-    """Let every feature start as a prototype: it reads one token's centred MLP input and writes its MLP output.
+    """Let every feature start as a cluster of MLP inputs: it fires near the centre and writes the mean MLP output.
 
-    The k active ones then start as a mean over similar tokens, scaled per layer to the least relative error.
+    The decoders of each layer are then scaled to the least relative error.
     """
+    generator = torch.Generator().manual_seed(config.seed)
     centre = inputs.mean(1)
     transcoder.b_dec.copy_(outputs.mean(1))
     rest = outputs - transcoder.b_dec[:, None]
-    n_features = min(transcoder.config.n_features, inputs.shape[1])
+    n_features = transcoder.config.n_features
     for layer in range(transcoder.config.n_layers):
-        read = inputs[layer, :n_features] - centre[layer]
-        size = read.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-        transcoder.W_enc[layer, :n_features] = read / size
-        transcoder.b_enc[layer] = -transcoder.W_enc[layer] @ centre[layer]
-        transcoder.W_dec[layer][:n_features, 0] = rest[layer, :n_features] / size
-    written = transcoder.decode(transcoder.encode(inputs)) - transcoder.b_dec[:, None]
-    weight = 1 / error_scale(outputs, floor)[..., None]
-    scale = (weight * written * rest).sum((1, 2)) / (weight * written.square()).sum((1, 2)).clamp(min=1e-12)
+        read = inputs[layer] - centre[layer]
+        size = read.norm(dim=-1).clamp(min=1e-6)
+        directions, member = spherical_clusters(read / size[:, None], n_features, generator)
+        count = torch.bincount(member, minlength=n_features).clamp(min=1)
+        typical = torch.zeros(n_features).index_add_(0, member, size) / count
+        written = torch.zeros_like(directions).index_add_(0, member, rest[layer]) / count[:, None]
+        transcoder.W_enc[layer] = directions
+        transcoder.b_enc[layer] = -directions @ centre[layer] - MARGIN * typical
+        transcoder.W_dec[layer][:, 0] = written / ((1 - MARGIN) * typical).clamp(min=1e-6)[:, None]
+    reconstruction = transcoder.decode(transcoder.encode(inputs)) - transcoder.b_dec[:, None]
+    weight = 1 / error_scale(outputs, config.error_floor)[..., None]
+    scale = (weight * reconstruction * rest).sum((1, 2))
+    scale /= (weight * reconstruction.square()).sum((1, 2)).clamp(min=1e-12)
     for decoder, factor in zip(transcoder.W_dec, scale, strict=True):
         decoder *= factor
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """A short warm-up, then flat, then linearly to nothing over the last half."""
-    return min(1.0, step / 50, 2 * (1 - (step - 1) / steps))
+    """A short warm-up, then linearly to nothing."""
+    return min(1.0, step / 50) * (1 - (step - 1) / steps)
 
 
-def _learn(
+def _written(
     transcoder: CrossLayerTranscoder,
-    inputs: Float[Tensor, "layer token d_model"],
+    activations: Float[Tensor, "layer token feature"],
     outputs: Float[Tensor, "layer token d_model"],
-    dead: Bool[Tensor, "layer feature"],
-    config: TrainConfig,
-) -> tuple[float, Bool[Tensor, "layer feature"]]:
-    """Gradients of one step; returns the mean relative error and which features fired."""
-    pre_activation = transcoder.pre_activations(inputs)
-    activations = transcoder.activate(pre_activation)
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.bfloat16):
-        reconstruction = transcoder.decode(activations)
-    error = relative_error(reconstruction, outputs, config.error_floor).mean()
-    loss = error
-    if dead.any():
-        # Dead features are asked to explain what the living leave (as AuxK, with every dead feature).
-        some = slice(None, None, config.dead_tokens)
-        revived = _written_by_dead(transcoder, pre_activation[:, some], dead)
-        rest = (outputs - reconstruction).detach()[:, some]
-        loss = loss + config.dead_weight * relative_error(revived, rest, config.error_floor).mean()
-    loss.backward()
-    return float(error.detach()), (activations > 0).any(1)
+    floor: float,
+) -> Tensor:
+    """Sum over features of the norm of what each writes, as a share of the MLP output's norm: a mean over outputs."""
+    size = error_scale(outputs, floor).sqrt()
+    total = torch.zeros(())
+    for source, decoder in enumerate(transcoder.W_dec):
+        norms = activations[source] @ decoder.norm(dim=-1)
+        total = total + (norms / size[source:].T).sum(1).mean() / len(outputs)
+    return total
 
 
 def _written_by_dead(

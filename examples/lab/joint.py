@@ -1,0 +1,130 @@
+"""The second round: the language model and its transcoder learn together.
+
+The language model is still trained on its answers, and also to keep the place where one MLP writes it (interchange.py)
+and to have MLPs that a transcoder can stand in for: the transcoder's relative error is part of its loss.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from examples.lab.examples import Batch, new_prefixes, select
+from examples.lab.interchange import interchange_loss, sample_interchanges, training_pool
+from examples.lab.language_model import (
+    LATER_SHARES,
+    Round,
+    answer_loss,
+    continuing_tokens,
+    optimizer_of,
+    sample_batches,
+    training_families,
+    whole_word_tokens,
+    word_level_mask,
+)
+from examples.lab.measure import Lab
+from transcoders import CrossLayerTranscoder, TrainConfig
+from transcoders.activations import recording
+from transcoders.families import dissect
+from transcoders.train import ActivationBatch, Learner, start_from
+
+KNOWN_AFTER = 2
+"""Layers after which the place must now be readable: the next MLP is the one that decides."""
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """The second round of training."""
+
+    round: Round = Round(steps=1350, learning_rate=1e-3, weight_decay=0.3, seed=2)
+    alone: int = 200
+    """Steps before the transcoder joins: first the place has to settle where one MLP writes it."""
+    gathered: int = 15
+    """Of these the last so many batches hold the sites that the transcoder starts from."""
+    error_weight: float = 0.3
+    """Weight of the transcoder's objective beside the cross entropy of the answers in nats."""
+    interchange_weight: float = 0.15
+    sameness_weight: float = 0.05
+    pairs: int = 32
+    """Interchanges of each two-hop family in a step."""
+    whole: float = 0.5
+    """Share of sequences in which words see all earlier pieces; the transcoder learns from these only."""
+    sites: int = 1024
+    """Sites in a step."""
+
+
+def train_jointly(
+    lab: Lab,
+    transcoder: CrossLayerTranscoder,
+    training: TrainConfig,
+    config: JointConfig,
+    on_step: Callable[[int, float, LlamaForCausalLM], None],
+) -> None:
+    """Train both where they stand: the transcoder starts from clusters once the model has trained alone for a while.
+
+    `on_step` gets the step, the answers' loss in nats, and the model.
+    """
+    model = lab.model.train().requires_grad_(True)
+    random = np.random.default_rng(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer, schedule = optimizer_of(model, config.round)
+    families, whole_words = training_families(lab.questions, lab.tokenizer), whole_word_tokens(lab.tokenizer)
+    continues = continuing_tokens(lab.tokenizer)
+    pools = [training_pool(lab, family) for family in ("two-hop state", "two-hop country")]
+    learner = Learner(transcoder, replace(training, steps=config.round.steps - config.alone))
+    gathered: list[ActivationBatch] = []
+    for step in range(1, config.round.steps + 1):
+        batches = sample_batches(families, LATER_SHARES, whole_words, random)
+        whole = [torch.rand(len(batch.tokens), generator=generator) < config.whole for batch in batches]
+        answers, inputs, outputs = _answers_and_sites(model, batches, continues, whole)
+        loss = answers
+        for pool in pools:
+            wanted, difference = interchange_loss(model, sample_interchanges(pool, config.pairs, random))
+            loss = loss + config.interchange_weight * wanted + config.sameness_weight * difference
+        some = torch.randperm(inputs.shape[1], generator=generator)[: config.sites]
+        inputs, outputs = inputs[:, some], outputs[:, some]
+        if step > config.alone - config.gathered and step <= config.alone:
+            gathered.append((inputs.detach(), outputs.detach()))
+        if step == config.alone:
+            start_from(transcoder, *(torch.cat(side, dim=1) for side in zip(*gathered, strict=True)), training)
+        if step > config.alone:
+            objective, _ = learner.loss(inputs, outputs)
+            loss = loss + config.error_weight * min(1.0, (step - config.alone) / config.round.warm_up) * objective
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step > config.alone:
+            learner.step()
+        on_step(step, float(answers.detach()), model)
+    model.eval().requires_grad_(False)
+
+
+def _answers_and_sites(
+    model: LlamaForCausalLM, batches: list[Batch], continues: Bool[Tensor, " vocab"], whole: list[Bool[Tensor, " batch"]]
+) -> tuple[Tensor, Float[Tensor, "layer site d_model"], Float[Tensor, "layer site d_model"]]:
+    """The mean loss of the answers, and what MLPs read and write at every distinct prefix of the `whole` sequences."""
+    layers = dissect(model).layers
+    modules = {f"norm {i}": layer.mlp_norm for i, layer in enumerate(layers)}
+    modules |= {f"mlp {i}": layer.mlp for i, layer in enumerate(layers)}
+    answers = sum(int(batch.predicts.sum()) for batch in batches)
+    loss = torch.tensor(0.0)
+    met: Counter[tuple[int, ...]] = Counter()
+    inputs, outputs = [], []
+    for batch, seen_whole in zip(batches, whole, strict=True):
+        mask = word_level_mask(batch.tokens, continues, seen_whole)
+        with recording(modules) as seen:
+            loss = loss + answer_loss(model, batch, mask, KNOWN_AFTER) / answers
+        rows = seen_whole.nonzero()[:, 0]
+        keep = torch.zeros_like(batch.tokens, dtype=torch.bool)
+        new = new_prefixes(select(batch, rows), met)
+        keep[rows, : new.shape[1]] = new
+        inputs.append(torch.stack([seen[f"norm {i}"][1][keep] for i in range(len(layers))]))
+        outputs.append(torch.stack([seen[f"mlp {i}"][1][keep] for i in range(len(layers))]))
+    return loss, torch.cat(inputs, dim=1), torch.cat(outputs, dim=1)
