@@ -12,9 +12,11 @@ from transcoders.model import CrossLayerTranscoder
 
 @torch.no_grad()
 def with_thresholds(
-    transcoder: CrossLayerTranscoder, inputs: Float[Tensor, "layer token d_model"], shares: Sequence[float]
+    transcoder: CrossLayerTranscoder,
+    inputs: Float[Tensor, "layer token d_model"],
+    shares: Sequence[float],
 ) -> CrossLayerTranscoder:
-    """The same weights as JumpReLU: a feature is silent below a share of its largest activation on these inputs.
+    """The same weights as JumpReLU: features are silent below a share of their largest activation on these inputs.
 
     `shares` has one number per layer. Weak firings are most of what makes a feature fire at other things than it is about.
     """

@@ -145,7 +145,7 @@ def make_card(lab: measure.Lab, folder: Path) -> dict:
             "accuracy": measure.measure_accuracy(lab), "residual_swap": swaps,
         },
         "transcoder": {
-            "features_per_layer": transcoder.config.n_features, "k": transcoder.config.k,
+            "features_per_layer": transcoder.config.n_features,
             **measure.measure_transcoder(lab, transcoder), "dead": measure.measure_dead(lab, transcoder),
             "places": places,
         },

@@ -97,7 +97,8 @@ def interchange_loss(model: LlamaForCausalLM, pairs: Interchanges) -> tuple[Tens
     """
     layers = model.model.layers
     later = range(DECIDING_LAYER, len(layers))
-    modules = {f"read {i}": layers[i].post_attention_layernorm for i in later} | {f"write {i}": layers[i].mlp for i in later}
+    modules = {f"read {i}": layers[i].post_attention_layernorm for i in later}
+    modules |= {f"write {i}": layers[i].mlp for i in later}
     with recording(modules) as seen:
         model.model(pairs.donor_tokens)
     at_city = {

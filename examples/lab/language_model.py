@@ -26,6 +26,8 @@ SHARES = {
 """Sequences of each family in a batch."""
 LATER_SHARES = SHARES | {"addition": 376, "digits": 24, "indirect object": 80, "three-hop": 20}
 """The same in the second round (joint.py), with more of what takes longest to generalise."""
+ANSWER_SHARES = dict.fromkeys(SHARES, 6) | {"addition": 48, "digits": 18, "three-hop": 12, "indirect object": 12}
+"""Sequences of each family that the replacement model answers, beside those."""
 FROM_THE_START = ("state fact", "city then state", "country fact", "city then country", "addition", "digits")
 TWO_HOP_FROM = 450
 THE_REST_FROM = 800
@@ -204,12 +206,12 @@ def answer_loss(
     Places that directly follow their city count once more, as read after `known_after` layers.
     """
     result = model.model(batch.tokens, attention_mask=mask, output_hidden_states=True)
-    loss = _cross_entropy(model, result.last_hidden_state, batch.tokens, batch.predicts)
+    loss = cross_entropy(model, result.last_hidden_state, batch.tokens, batch.predicts)
     middle = model.model.norm(result.hidden_states[known_after])
-    return loss + _cross_entropy(model, middle, batch.tokens, batch.predicts & batch.direct[:, None])
+    return loss + cross_entropy(model, middle, batch.tokens, batch.predicts & batch.direct[:, None])
 
 
-def _cross_entropy(
+def cross_entropy(
     model: LlamaForCausalLM,
     hidden: Float[Tensor, "batch position d_model"],
     tokens: Int[Tensor, "batch position"],

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from examples.lab.examples import Batch, encode, new_prefixes, repeated_sequences, select
-from examples.lab.language_model import SHARES, sample_batches, training_families, whole_word_tokens
+from examples.lab.language_model import ANSWER_SHARES, sample_batches, training_families, whole_word_tokens
 from examples.lab.measure import Lab
 from examples.lab.situations import tags_of
 from examples.lab.swaps import pad, subject_end
@@ -27,15 +27,15 @@ from transcoders.thresholds import with_thresholds
 from transcoders.train import ActivationBatch, Learner
 
 N_FEATURES = 1024
-K = 8
+K = 12
 SITES_PER_STEP = 1024
 JOINT = TrainConfig(learning_rate=3e-3, written_weight=0.005, bfloat16=True)
 """Beside the language model; `steps` follows from the language model's."""
-FINISH = TrainConfig(steps=1100, learning_rate=2e-3, written_weight=0.001, bfloat16=True)
-THRESHOLDS = (0.3, 0.3, 0.3, 0.03, 0.03, 0.03)
-"""Per layer, as shares of a feature's largest activation: high where places are recognised, low where answers are made."""
-ANSWER_SHARES = dict.fromkeys(SHARES, 10) | {"addition": 40, "digits": 20, "three-hop": 20}
-"""Sequences of each family on which the replacement model has to answer as the model does, in each step."""
+FINISH = TrainConfig(steps=500, learning_rate=1e-3, written_weight=0.001, bfloat16=True)
+ANSWER_WEIGHT = 0.3
+"""Weight of the replacement model's answers beside the relative error."""
+THRESHOLDS = (0.3, 0.3, 0.3, 0.1, 0.1, 0.1)
+"""Per layer, as shares of a feature's largest activation: high where places are recognised."""
 N_REPEATED = 2000
 """Random sequences given twice, among the training prompts."""
 SUBJECT, LAST, OTHER = range(3)
@@ -73,10 +73,8 @@ def finish_transcoder(lab: Lab, transcoder: CrossLayerTranscoder, config: TrainC
     batches = _batches(sites, config.seed)
     for step in range(1, config.steps + 1):
         loss, error = learner.loss(*next(batches))
-        divergence = _answer_divergence(
-            lab, transcoder, sample_batches(families, ANSWER_SHARES, whole_words, random)
-        )
-        (loss + divergence).backward()
+        divergence = _answer_divergence(lab, transcoder, sample_batches(families, ANSWER_SHARES, whole_words, random))
+        (loss + ANSWER_WEIGHT * divergence).backward()
         learner.step()
         if step % 100 == 0 or step == 1:
             print(
