@@ -16,7 +16,7 @@ def with_thresholds(
     inputs: Float[Tensor, "layer token d_model"],
     shares: Sequence[float],
 ) -> CrossLayerTranscoder:
-    """The same weights as JumpReLU: features are silent below a share of their largest activation on these inputs.
+    """The same weights as JumpReLU: features are silent below a share of their largest activation there.
 
     `shares` has one number per layer. Weak firings are most of what makes a feature fire at other things than it is about.
     """

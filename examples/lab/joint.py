@@ -46,7 +46,7 @@ class JointConfig:
     """The second round of training."""
 
     round: Round = ROUND
-    alone: int = 200
+    alone: int = 150
     """Steps before the transcoder joins: first the place has to settle where one MLP writes it."""
     gathered: int = 15
     """Of these the last so many batches hold the sites that the transcoder starts from."""
@@ -80,8 +80,8 @@ def train_jointly(
     `on_step` gets the step, the answers' loss in nats, and the model.
     """
     model = lab.model.train().requires_grad_(True)
-    random = np.random.default_rng(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
+    random = np.random.default_rng(config.round.seed)
+    generator = torch.Generator().manual_seed(config.round.seed)
     optimizer, schedule = optimizer_of(model, config.round)
     families, whole_words = training_families(lab.questions, lab.tokenizer), whole_word_tokens(lab.tokenizer)
     continues = continuing_tokens(lab.tokenizer)
