@@ -16,9 +16,9 @@ def with_thresholds(
     inputs: Float[Tensor, "layer token d_model"],
     shares: Sequence[float],
 ) -> CrossLayerTranscoder:
-    """The same weights as JumpReLU: features are silent below a share of their largest activation there.
+    """The same weights as JumpReLU: features are silent below a share of their largest activation.
 
-    `shares` has one number per layer. Weak firings are most of what makes a feature fire at other things than it is about.
+    `shares` has one number per layer. Weak firings are most of what makes a feature fire at things it is not about.
     """
     result = CrossLayerTranscoder(replace(transcoder.config, activation="jumprelu", k=0))
     result.load_state_dict(transcoder.state_dict())
