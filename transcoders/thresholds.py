@@ -11,17 +11,15 @@ from transcoders.model import CrossLayerTranscoder
 
 
 @torch.no_grad()
-def with_thresholds(
+def set_thresholds(
     transcoder: CrossLayerTranscoder,
     inputs: Float[Tensor, "layer token d_model"],
     shares: Sequence[float],
-) -> CrossLayerTranscoder:
-    """The same weights as JumpReLU: features are silent below a share of their largest activation.
+) -> None:
+    """Make it JumpReLU, in place: features are silent below a share of their largest activation.
 
     `shares` has one number per layer. Weak firings are most of what makes a feature fire at things it is not about.
     """
-    result = CrossLayerTranscoder(replace(transcoder.config, activation="jumprelu", k=0))
-    result.load_state_dict(transcoder.state_dict())
-    for layer, (read, share) in enumerate(zip(inputs, shares, strict=True)):
-        result.threshold[layer] = share * transcoder.encode_layer(layer, read).max(0).values
-    return result
+    largest = transcoder.encode(inputs).max(1).values
+    transcoder.threshold.copy_(largest * torch.tensor(shares)[:, None])
+    transcoder.config = replace(transcoder.config, activation="jumprelu", k=0)

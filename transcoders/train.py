@@ -13,6 +13,8 @@ from transcoders.model import CrossLayerTranscoder
 
 ActivationBatch = tuple[Float[Tensor, "layer token d_model"], Float[Tensor, "layer token d_model"]]
 """What every MLP reads and writes at some tokens."""
+SCARCELY = 0.1
+"""Features that are pulled up are to fire with this share of a typical activation."""
 MARGIN = 0.5
 """At the start a feature fires where the cosine with its cluster's centre is above this."""
 
@@ -49,6 +51,8 @@ class Learner:
             revived = _written_by_dead(transcoder, pre_activation[:, some], dead)
             rest = (outputs - reconstruction).detach()[:, some]
             loss = loss + config.dead_weight * relative_error(revived, rest, config.error_floor).mean()
+        if config.fewest:
+            loss = loss + config.fewest_weight * _short_of(pre_activation, activations, config.fewest)
         self._silent = torch.where((activations > 0).any(1), 0, self._silent + 1)
         # Kept from the inputs: they are not to change so that less is written, only so that more is explained.
         alone = transcoder.encode(inputs.detach()) if inputs.requires_grad else activations
@@ -124,6 +128,17 @@ def start_from(
 def learning_rate_factor(step: int, steps: int) -> float:
     """A short warm-up, then linearly to nothing."""
     return min(1.0, step / 50) * (1 - (step - 1) / steps)
+
+
+def _short_of(
+    pre_activation: Float[Tensor, "layer token feature"], activations: Float[Tensor, "layer token feature"], fewest: int
+) -> Tensor:
+    """How far the features that ought to fire are from it, as a share of a typical activation of their layer."""
+    with torch.no_grad():
+        firing = activations > 0
+        typical = activations.sum((1, 2)) / firing.sum((1, 2)).clamp(min=1)
+    nearest = pre_activation.topk(fewest, dim=-1).values
+    return ((SCARCELY * typical[:, None, None] - nearest).relu() / typical[:, None, None].clamp(min=1e-6)).mean()
 
 
 def _written(

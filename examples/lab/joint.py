@@ -4,8 +4,8 @@ The language model is still trained on its answers, and also to keep the place w
 and to have MLPs that a transcoder can stand in for: the transcoder's relative error is part of its loss.
 """
 
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,12 +33,17 @@ from examples.lab.measure import Lab
 from transcoders import CrossLayerTranscoder, TrainConfig
 from transcoders.activations import recording, replaced_mlps
 from transcoders.families import dissect
+from transcoders.thresholds import set_thresholds
 from transcoders.train import ActivationBatch, Learner, start_from
 
+THRESHOLDS = (0.15, 0.15, 0.15, 0.0, 0.0, 0.0)
+"""Per layer, as shares of a feature's largest activation: high where places are recognised."""
 KNOWN_AFTER = 2
 """Layers after which the place must now be readable: the next MLP is the one that decides."""
 
-ROUND = Round(steps=1350, learning_rate=1e-3, weight_decay=0.3, seed=2)
+ROUND = Round(steps=1900, learning_rate=1e-3, weight_decay=0.3, seed=2)
+SHARES = {family: share // 2 for family, share in LATER_SHARES.items()} | {"addition": 240, "indirect object": 60}
+"""Sequences of each family in a batch: half as many as before, what is known already is only kept."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,11 @@ class JointConfig:
     """The second round of training."""
 
     round: Round = ROUND
-    alone: int = 150
+    alone: int = 120
     """Steps before the transcoder joins: first the place has to settle where one MLP writes it."""
     gathered: int = 15
-    """Of these the last so many batches hold the sites that the transcoder starts from."""
-    error_weight: float = 0.3
+    """So many of the latest batches hold the sites that it starts from, and that the thresholds are taken from."""
+    error_weight: float = 0.5
     """Weight of the transcoder's objective beside the cross entropy of the answers in nats."""
     replaced_weight: float = 1.0
     """Weight of the replacement model's own answers.
@@ -58,6 +63,10 @@ class JointConfig:
     By the relative error alone the model makes its MLP outputs large where they are easy to explain: 0.015, and yet
     only 0.87 of the replacement model's answers were the model's.
     """
+    replaced_from: int = 330
+    """From this step on the replacement model's answers count too, more and more for as long again."""
+    thresholds_at: float = 0.6
+    """After this share of the steps the features get their thresholds, so that both can settle with them."""
     interchange_weight: float = 0.15
     sameness_weight: float = 0.05
     pairs: int = 32
@@ -87,9 +96,9 @@ def train_jointly(
     continues = continuing_tokens(lab.tokenizer)
     pools = [training_pool(lab, family) for family in ("two-hop state", "two-hop country")]
     learner = Learner(transcoder, replace(training, steps=config.round.steps - config.alone))
-    gathered: list[ActivationBatch] = []
+    recent: deque[ActivationBatch] = deque(maxlen=config.gathered)
     for step in range(1, config.round.steps + 1):
-        batches = sample_batches(families, LATER_SHARES, whole_words, random)
+        batches = sample_batches(families, SHARES, whole_words, random)
         whole = [torch.rand(len(batch.tokens), generator=generator) < config.whole for batch in batches]
         answers, inputs, outputs = _answers_and_sites(model, batches, continues, whole)
         loss = answers
@@ -98,18 +107,26 @@ def train_jointly(
             loss = loss + config.interchange_weight * wanted + config.sameness_weight * difference
         some = torch.randperm(inputs.shape[1], generator=generator)[: config.sites]
         inputs, outputs = inputs[:, some], outputs[:, some]
-        if step > config.alone - config.gathered and step <= config.alone:
-            gathered.append((inputs.detach(), outputs.detach()))
+        recent.append((inputs.detach(), outputs.detach()))
         if step == config.alone:
-            start_from(transcoder, *(torch.cat(side, dim=1) for side in zip(*gathered, strict=True)), training)
+            start_from(transcoder, *_joined(recent), training)
+        if step == round(config.thresholds_at * config.round.steps):
+            set_thresholds(transcoder, _joined(recent)[0], THRESHOLDS)
         if step > config.alone:
             joined = min(1.0, (step - config.alone) / config.round.warm_up)
             objective, error = learner.loss(inputs, outputs)
+            loss = loss + joined * config.error_weight * objective
+        if step > config.replaced_from:
             asked = sample_batches(families, ANSWER_SHARES, whole_words, random)
             replaced = replaced_answer_loss(model, transcoder, asked)
-            loss = loss + joined * (config.error_weight * objective + config.replaced_weight * replaced)
+            joined = min(1.0, (step - config.replaced_from) / config.replaced_from)
+            loss = loss + joined * config.replaced_weight * replaced
             if step % 50 == 0:
-                print(f"step {step}  relative error {float(error):.4f}  replaced answers {float(replaced):.4f} nats")
+                firing = float((transcoder.encode(inputs.detach()) > 0).sum((0, 2)).float().mean())
+                print(
+                    f"step {step}  relative error {float(error.detach()):.4f}  "
+                    f"replaced answers {float(replaced.detach()):.4f} nats  {firing:.1f} active", flush=True,
+                )  # fmt: skip
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -119,6 +136,11 @@ def train_jointly(
             learner.step()
         on_step(step, float(answers.detach()), model)
     model.eval().requires_grad_(False)
+
+
+def _joined(batches: Iterable[ActivationBatch]) -> ActivationBatch:
+    inputs, outputs = zip(*batches, strict=True)
+    return torch.cat(inputs, dim=1), torch.cat(outputs, dim=1)
 
 
 def replaced_answer_loss(

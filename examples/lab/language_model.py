@@ -26,7 +26,7 @@ SHARES = {
 """Sequences of each family in a batch."""
 LATER_SHARES = SHARES | {"addition": 376, "digits": 24, "indirect object": 80, "three-hop": 20}
 """The same in the second round (joint.py), with more of what takes longest to generalise."""
-ANSWER_SHARES = dict.fromkeys(SHARES, 6) | {"addition": 48, "digits": 18, "three-hop": 12, "indirect object": 12}
+ANSWER_SHARES = dict.fromkeys(SHARES, 6) | {"addition": 160, "digits": 32, "three-hop": 24, "indirect object": 24}
 """Sequences of each family that the replacement model answers, beside those."""
 FROM_THE_START = ("state fact", "city then state", "country fact", "city then country", "addition", "digits")
 TWO_HOP_FROM = 450

@@ -23,19 +23,16 @@ from transcoders import CrossLayerTranscoder, TrainConfig, TranscoderConfig
 from transcoders.activations import mlp_activations, replaced_mlps
 from transcoders.features import Firing, collect_firing, feature_records, promoted_tokens
 from transcoders.labels import Label, label_by_firing, situations_of
-from transcoders.thresholds import with_thresholds
 from transcoders.train import ActivationBatch, Learner
 
 N_FEATURES = 1024
-K = 12
+K = 16
 SITES_PER_STEP = 1024
-JOINT = TrainConfig(learning_rate=3e-3, written_weight=0.005, bfloat16=True)
+JOINT = TrainConfig(learning_rate=3e-3, fewest=7, bfloat16=True)
 """Beside the language model; `steps` follows from the language model's."""
-FINISH = TrainConfig(steps=500, learning_rate=1e-3, written_weight=0.001, bfloat16=True)
+FINISH = TrainConfig(steps=400, learning_rate=1e-3, fewest=7, bfloat16=True)
 ANSWER_WEIGHT = 0.3
 """Weight of the replacement model's answers beside the relative error."""
-THRESHOLDS = (0.3, 0.3, 0.3, 0.1, 0.1, 0.1)
-"""Per layer, as shares of a feature's largest activation: high where places are recognised."""
 N_REPEATED = 2000
 """Random sequences given twice, among the training prompts."""
 SUBJECT, LAST, OTHER = range(3)
@@ -61,13 +58,11 @@ def new_transcoder(lab: Lab) -> CrossLayerTranscoder:
 
 
 def finish_transcoder(lab: Lab, transcoder: CrossLayerTranscoder, config: TrainConfig) -> CrossLayerTranscoder:
-    """Train on alone, the language model at rest: thresholds, all sites, and the answers of the replacement model."""
+    """Train on alone, the language model at rest: all sites, and the answers of the replacement model."""
     start = time.time()
     sites = collect_sites(lab, config.seed)
     print(f"{len(sites.occurrences):,} sites  {time.time() - start:.0f} s", flush=True)
     random = np.random.default_rng(config.seed + 11)
-    frequent = torch.multinomial(sites.occurrences.double().sqrt(), 20_000, generator=torch.Generator().manual_seed(7))
-    transcoder = with_thresholds(transcoder, sites.inputs[:, frequent], THRESHOLDS)
     learner = Learner(transcoder, config)
     families, whole_words = training_families(lab.questions, lab.tokenizer), whole_word_tokens(lab.tokenizer)
     batches = _batches(sites, config.seed)

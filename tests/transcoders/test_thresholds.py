@@ -4,22 +4,22 @@ import torch
 
 from transcoders import TranscoderConfig
 from transcoders.model import CrossLayerTranscoder
-from transcoders.thresholds import with_thresholds
+from transcoders.thresholds import set_thresholds
 
 
 def test_a_feature_is_silent_below_a_share_of_its_largest_activation():
     transcoder = CrossLayerTranscoder(TranscoderConfig(1, 2, 2, "topk", k=2)).requires_grad_(False)
     transcoder.W_enc[0] = torch.eye(2)
     inputs = torch.tensor([[[10.0, 0.0], [4.0, 1.0], [2.0, 3.0]]])
-    result = with_thresholds(transcoder, inputs, [0.3])
-    assert result.config.activation == "jumprelu"
-    assert result.threshold.tolist() == [[3.0, torch.tensor(0.9).item()]]
-    assert result.encode(inputs).tolist() == [[[10.0, 0.0], [4.0, 1.0], [0.0, 3.0]]]
+    set_thresholds(transcoder, inputs, [0.3])
+    assert transcoder.config.activation == "jumprelu"
+    assert transcoder.threshold.tolist() == [[3.0, torch.tensor(0.9).item()]]
+    assert transcoder.encode(inputs).tolist() == [[[10.0, 0.0], [4.0, 1.0], [0.0, 3.0]]]
 
 
 def test_without_a_share_every_positive_pre_activation_fires():
     transcoder = CrossLayerTranscoder(TranscoderConfig(2, 4, 8, "topk", k=3))
     transcoder.initialise(torch.Generator().manual_seed(0))
     inputs = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1))
-    result = with_thresholds(transcoder, inputs, [0.0, 0.0])
-    assert torch.equal(result.encode(inputs), transcoder.pre_activations(inputs).relu())
+    set_thresholds(transcoder, inputs, [0.0, 0.0])
+    assert torch.equal(transcoder.encode(inputs), transcoder.pre_activations(inputs).relu())
