@@ -122,11 +122,7 @@ def train_jointly(
             joined = min(1.0, (step - config.replaced_from) / config.replaced_from)
             loss = loss + joined * config.replaced_weight * replaced
             if step % 50 == 0:
-                firing = float((transcoder.encode(inputs.detach()) > 0).sum((0, 2)).float().mean())
-                print(
-                    f"step {step}  relative error {float(error.detach()):.4f}  "
-                    f"replaced answers {float(replaced.detach()):.4f} nats  {firing:.1f} active", flush=True,
-                )  # fmt: skip
+                _report(step, transcoder, inputs.detach(), error.detach(), replaced.detach())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -136,6 +132,17 @@ def train_jointly(
             learner.step()
         on_step(step, float(answers.detach()), model)
     model.eval().requires_grad_(False)
+
+
+def _report(
+    step: int, transcoder: CrossLayerTranscoder, inputs: Float[Tensor, "layer site d_model"], error: Tensor,
+    replaced: Tensor,
+) -> None:  # fmt: skip
+    firing = float((transcoder.encode(inputs) > 0).sum((0, 2)).float().mean())
+    print(
+        f"step {step}  relative error {float(error):.4f}  replaced answers {float(replaced):.4f} nats  "
+        f"{firing:.1f} active", flush=True,
+    )  # fmt: skip
 
 
 def _joined(batches: Iterable[ActivationBatch]) -> ActivationBatch:
