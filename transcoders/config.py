@@ -71,8 +71,8 @@ class TrainConfig:
     """Dead features are trained on every so many tokens: they are rarely worth the full cost."""
     written_weight: float = 0.0
     """Weight of what features write, in norms as shares of the MLP output's: it silences those that add little."""
-    fewest: int = 0
-    """So many features per layer and token are to fire at least: those nearest to firing are pulled up."""
+    fewest: tuple[int, ...] = ()
+    """Per layer, so many features are to fire on a token at least: those nearest to firing are pulled up."""
     fewest_weight: float = 0.05
     bfloat16: bool = False
     """Multiply by the decoders in bfloat16; weights, optimiser and sums stay float32."""

@@ -131,14 +131,18 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 def _short_of(
-    pre_activation: Float[Tensor, "layer token feature"], activations: Float[Tensor, "layer token feature"], fewest: int
+    pre_activation: Float[Tensor, "layer token feature"],
+    activations: Float[Tensor, "layer token feature"],
+    fewest: tuple[int, ...],
 ) -> Tensor:
     """How far the features that ought to fire are from it, as a share of a typical activation of their layer."""
     with torch.no_grad():
         firing = activations > 0
-        typical = activations.sum((1, 2)) / firing.sum((1, 2)).clamp(min=1)
-    nearest = pre_activation.topk(fewest, dim=-1).values
-    return ((SCARCELY * typical[:, None, None] - nearest).relu() / typical[:, None, None].clamp(min=1e-6)).mean()
+        typical = (activations.sum((1, 2)) / firing.sum((1, 2)).clamp(min=1))[:, None, None]
+        wanted = torch.arange(max(fewest)) < torch.tensor(fewest)[:, None, None]
+    nearest = pre_activation.topk(max(fewest), dim=-1).values
+    short = (SCARCELY * typical - nearest).relu() / typical.clamp(min=1e-6)
+    return (short * wanted).sum() / (wanted.sum() * activations.shape[1])
 
 
 def _written(
@@ -150,8 +154,8 @@ def _written(
     """Sum over features of the norm of what each writes, as a share of the MLP output's norm: a mean over outputs."""
     size = error_scale(outputs, floor).sqrt()
     total = torch.zeros(())
-    for source, decoder in enumerate(transcoder.W_dec):
-        norms = activations[source] @ decoder.norm(dim=-1)
+    for source, (active, decoder) in enumerate(zip(activations.unbind(), transcoder.W_dec, strict=True)):
+        norms = active @ decoder.norm(dim=-1)
         total = total + (norms / size[source:].T).sum(1).mean() / len(outputs)
     return total
 

@@ -36,12 +36,12 @@ from transcoders.families import dissect
 from transcoders.thresholds import set_thresholds
 from transcoders.train import ActivationBatch, Learner, start_from
 
-THRESHOLDS = (0.15, 0.15, 0.15, 0.0, 0.0, 0.0)
+THRESHOLDS = (0.25, 0.25, 0.25, 0.0, 0.0, 0.0)
 """Per layer, as shares of a feature's largest activation: high where places are recognised."""
 KNOWN_AFTER = 2
 """Layers after which the place must now be readable: the next MLP is the one that decides."""
 
-ROUND = Round(steps=1900, learning_rate=1e-3, weight_decay=0.3, seed=2)
+ROUND = Round(steps=1600, learning_rate=1e-3, weight_decay=0.3, seed=2)
 SHARES = {family: share // 2 for family, share in LATER_SHARES.items()} | {"addition": 240, "indirect object": 60}
 """Sequences of each family in a batch: half as many as before, what is known already is only kept."""
 
@@ -55,7 +55,7 @@ class JointConfig:
     """Steps before the transcoder joins: first the place has to settle where one MLP writes it."""
     gathered: int = 15
     """So many of the latest batches hold the sites that it starts from, and that the thresholds are taken from."""
-    error_weight: float = 0.5
+    error_weight: float = 0.8
     """Weight of the transcoder's objective beside the cross entropy of the answers in nats."""
     replaced_weight: float = 1.0
     """Weight of the replacement model's own answers.

@@ -28,9 +28,11 @@ from transcoders.train import ActivationBatch, Learner
 N_FEATURES = 1024
 K = 16
 SITES_PER_STEP = 1024
-JOINT = TrainConfig(learning_rate=3e-3, fewest=7, bfloat16=True)
+FEWEST = (3, 3, 3, 12, 12, 12)
+"""Few where places are recognised, or a place is spread over features of single cities."""
+JOINT = TrainConfig(learning_rate=3e-3, fewest=FEWEST, bfloat16=True)
 """Beside the language model; `steps` follows from the language model's."""
-FINISH = TrainConfig(steps=400, learning_rate=1e-3, fewest=7, bfloat16=True)
+FINISH = TrainConfig(steps=300, learning_rate=1e-3, fewest=FEWEST, bfloat16=True)
 ANSWER_WEIGHT = 0.3
 """Weight of the replacement model's answers beside the relative error."""
 N_REPEATED = 2000
