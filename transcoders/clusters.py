@@ -9,10 +9,13 @@ ROUNDS = 8
 
 
 def spherical_clusters(
-    directions: Float[Tensor, "token d_model"], n: int, generator: torch.Generator
+    directions: Float[Tensor, "token d_model"], n: int, generator: torch.Generator, *, at_once: int = 1
 ) -> tuple[Float[Tensor, "cluster d_model"], Int[Tensor, " token"]]:
-    """Unit centres of `n` clusters of unit vectors, and the cluster of each (spherical k-means, k-means++ start)."""
-    centres = _spread(directions, n, generator)
+    """Unit centres of `n` clusters of unit vectors, and the cluster of each (spherical k-means, k-means++ start).
+
+    Centres drawn at once may lie close to each other; drawing them one by one takes `n` passes over the vectors.
+    """
+    centres = _spread(directions, n, generator, at_once)
     for _ in range(ROUNDS):
         member = (directions @ centres.T).argmax(1)
         sums = torch.zeros_like(centres).index_add_(0, member, directions)
@@ -21,13 +24,15 @@ def spherical_clusters(
 
 
 def _spread(
-    directions: Float[Tensor, "token d_model"], n: int, generator: torch.Generator
+    directions: Float[Tensor, "token d_model"], n: int, generator: torch.Generator, at_once: int
 ) -> Float[Tensor, "cluster d_model"]:
-    """Vectors drawn one by one, each with a chance that grows with its squared distance from those drawn before."""
+    """Vectors drawn with a chance that grows with the squared distance from those drawn before."""
     centres = directions.new_zeros(n, directions.shape[1])
-    distance = torch.ones(len(directions))
-    for number in range(n):
-        drawn = int(torch.multinomial(distance + 1e-9, 1, generator=generator))
-        centres[number] = directions[drawn]
-        distance = torch.minimum(distance, (1 - directions @ directions[drawn]).clamp(min=0))
+    distance = directions.new_ones(len(directions))
+    for first in range(0, n, at_once):
+        last = min(first + at_once, n)
+        drawn = torch.multinomial(distance.cpu() + 1e-9, last - first, generator=generator).to(directions.device)
+        centres[first:last] = directions[drawn]
+        nearest = (directions @ directions[drawn].T).amax(1)
+        distance = torch.minimum(distance, (1 - nearest).clamp(min=0))
     return centres

@@ -29,12 +29,12 @@ from examples.lab.language_model import (
     whole_word_tokens,
     word_level_mask,
 )
+from examples.lab.learner import ActivationBatch, Learner, LearnerConfig, start_from
 from examples.lab.measure import Lab
-from transcoders import CrossLayerTranscoder, TrainConfig
+from transcoders import CrossLayerTranscoder
 from transcoders.activations import recording, replaced_mlps
 from transcoders.families import dissect
 from transcoders.thresholds import set_thresholds
-from transcoders.train import ActivationBatch, Learner, start_from
 
 THRESHOLDS = (0.25, 0.25, 0.25, 0.0, 0.0, 0.0)
 """Per layer, as shares of a feature's largest activation: high where places are recognised."""
@@ -80,7 +80,7 @@ class JointConfig:
 def train_jointly(
     lab: Lab,
     transcoder: CrossLayerTranscoder,
-    training: TrainConfig,
+    training: LearnerConfig,
     config: JointConfig,
     on_step: Callable[[int, float, LlamaForCausalLM], None],
 ) -> None:

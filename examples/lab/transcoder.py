@@ -14,25 +14,25 @@ from torch.nn import functional
 
 from examples.lab.examples import Batch, encode, new_prefixes, repeated_sequences, select
 from examples.lab.language_model import ANSWER_SHARES, sample_batches, training_families, whole_word_tokens
+from examples.lab.learner import ActivationBatch, Learner, LearnerConfig
 from examples.lab.measure import Lab
 from examples.lab.situations import tags_of
 from examples.lab.swaps import pad, subject_end
 from examples.lab.world import Question
 from graphs.schema import tables
-from transcoders import CrossLayerTranscoder, TrainConfig, TranscoderConfig
+from transcoders import CrossLayerTranscoder, TranscoderConfig
 from transcoders.activations import mlp_activations, replaced_mlps
 from transcoders.features import Firing, collect_firing, feature_records, promoted_tokens
 from transcoders.labels import Label, label_by_firing, situations_of
-from transcoders.train import ActivationBatch, Learner
 
 N_FEATURES = 1024
 K = 16
 SITES_PER_STEP = 1024
 FEWEST = (3, 3, 3, 12, 12, 12)
 """Few where places are recognised, or a place is spread over features of single cities."""
-JOINT = TrainConfig(learning_rate=3e-3, fewest=FEWEST, bfloat16=True)
+JOINT = LearnerConfig(learning_rate=3e-3, fewest=FEWEST, bfloat16=True)
 """Beside the language model; `steps` follows from the language model's."""
-FINISH = TrainConfig(steps=300, learning_rate=1e-3, fewest=FEWEST, bfloat16=True)
+FINISH = LearnerConfig(steps=300, learning_rate=1e-3, fewest=FEWEST, bfloat16=True)
 ANSWER_WEIGHT = 0.3
 """Weight of the replacement model's answers beside the relative error."""
 N_REPEATED = 2000
@@ -59,7 +59,7 @@ def new_transcoder(lab: Lab) -> CrossLayerTranscoder:
     return CrossLayerTranscoder(shape)
 
 
-def finish_transcoder(lab: Lab, transcoder: CrossLayerTranscoder, config: TrainConfig) -> CrossLayerTranscoder:
+def finish_transcoder(lab: Lab, transcoder: CrossLayerTranscoder, config: LearnerConfig) -> CrossLayerTranscoder:
     """Train on alone, the language model at rest: all sites, and the answers of the replacement model."""
     start = time.time()
     sites = collect_sites(lab, config.seed)
