@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -307,6 +308,22 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
             progress.update(task, description=description, completed=done, total=total or None)
 
         yield step
+
+
+def load_for_training(model: str | None, device: str, dtype: str) -> tuple[Any, Any, str]:
+    """A frozen language model on its device, its tokenizer and its name; without a name the bundled one."""
+    import torch
+    import transformers
+
+    from tracer import lab
+    from tracer.replacement import load_model
+
+    transformers.utils.logging.disable_progress_bar()  # of reading weights
+    place = _device(torch, device)
+    if place == "cuda" and "LOCAL_RANK" in os.environ:  # as torchrun numbers the processes of a machine
+        place = f"cuda:{os.environ['LOCAL_RANK']}"
+    network, tokenizer = load_model(model or lab.folder() / "model", getattr(torch, dtype))
+    return network.to(place).eval().requires_grad_(False), tokenizer, model or lab.NAME
 
 
 def _device(torch, name: str) -> str:

@@ -115,7 +115,7 @@ def pack(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, context: int, *, part: int = 0, parts: int = 1
 ) -> Packed:  # fmt: skip
     """Sequences of the tokenizer's tokens: documents end with its end token, sequences begin with its first token."""
-    begin, end = _token(tokenizer.bos_token_id), _token(tokenizer.eos_token_id)
+    begin, end = first_token(tokenizer), _number(tokenizer.eos_token_id)
 
     def encode(text: str) -> list[int]:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -124,8 +124,15 @@ def pack(
     return Packed(corpus, encode, context, begin, part, parts)
 
 
-def _token(value: int | list[int] | None) -> int | None:
-    return int(value[0] if isinstance(value, list) else value) if value is not None else None
+def first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that sequences begin with, if the model has one."""
+    return _number(tokenizer.bos_token_id)
+
+
+def _number(value: object) -> int | None:
+    """A token id; some models name several."""
+    first = value[0] if isinstance(value, list) else value
+    return first if isinstance(first, int) else None
 
 
 def _texts(file: Path, column: str) -> Iterator[str]:
@@ -198,8 +205,12 @@ def _if_text(text: object, file: Path, column: str) -> Iterator[str]:
 def _hub_corpus(source: str, column: str, split: str) -> Corpus:
     """A data set of the Hub, read as it downloads."""
     try:
-        from datasets import load_dataset
-        from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+        # an extra, which the type checker need not have
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
+        from datasets.exceptions import (  # pyright: ignore[reportMissingImports]
+            DataFilesNotFoundError,
+            DatasetNotFoundError,
+        )
     except ImportError as error:
         raise TranscoderError(
             f"{source} is no file here, and data sets of the Hub need another package: pip install 'clt-tracer[train]'."

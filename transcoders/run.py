@@ -158,7 +158,8 @@ def write(run: Run, streams: dict[int, Stream], features: range, folder: Path, p
 
 def _scales(tensors: dict[str, Tensor]) -> Scales:
     values = {name.removeprefix("scales:"): t for name, t in tensors.items() if name.startswith("scales:")}
-    return Scales(**(values | {"has_sinks": bool(values["has_sinks"])}))
+    has_sinks = bool(values.pop("has_sinks"))
+    return Scales(**values, has_sinks=has_sinks)
 
 
 def diverged(run: Run, folder: Path) -> TranscoderError:

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from transcoders.checkpoint import load, save
 from transcoders.config import TrainConfig, TranscoderConfig
-from transcoders.corpus import Corpus
+from transcoders.corpus import Corpus, first_token
 from transcoders.errors import TranscoderError
+from transcoders.families import dissect
 from transcoders.memory import check_fits
 from transcoders.metrics import Gathered, save_metrics
 from transcoders.model import CrossLayerTranscoder
@@ -79,14 +80,15 @@ def train(
     Raises `TranscoderError`, or its kind `Stopped` after a checkpoint was written.
     """
     folder, place = Path(folder), place or Place()
-    shape = shape_of(model, config, model_name or model.config.name_or_path)
+    dissect(model)  # or it says which families there are
+    shape = shape_of(model, config, model_name or str(model.config.name_or_path))
     dtype = torch.bfloat16 if "bfloat16" in (config.weights, config.products) else torch.float32
     check_fits(shape, config, place, model.device)
     settings = asdict(config) | {"model": shape.model_name, "corpus": corpus.name}
     if place.is_first:
         check_settings(folder, settings)
     wait_for_all(place)
-    forward = forward_of(model, config, tokenizer.bos_token_id)
+    forward = forward_of(model, config, first_token(tokenizer))
     if cache is not None:
         forward = cached(forward, cache / f"{Path(shape.model_name).name}-{config.reads}-{config.writes}")
     scales, seen = sample(forward, corpus, tokenizer, config)

@@ -18,6 +18,7 @@ from examples.lab.measure import Lab, place_facts
 from examples.lab.swaps import first_token, pad, subject_end
 from examples.lab.world import Question
 from transcoders.activations import recording
+from transcoders.families import dissect
 
 DECIDING_LAYER = 2
 """The layer whose MLP writes the place that later layers read."""
@@ -95,9 +96,9 @@ def interchange_loss(model: LlamaForCausalLM, pairs: Interchanges) -> tuple[Tens
 
     The difference is that of what MLPs read and write from the deciding layer on, as a share of its squared norms.
     """
-    layers = model.model.layers
+    layers = dissect(model).layers
     later = range(DECIDING_LAYER, len(layers))
-    modules = {f"read {i}": layers[i].post_attention_layernorm for i in later}
+    modules = {f"read {i}": norm for i in later if (norm := layers[i].mlp_norm) is not None}
     modules |= {f"write {i}": layers[i].mlp for i in later}
     with recording(modules) as seen:
         model.model(pairs.donor_tokens)

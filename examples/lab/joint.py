@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from examples.lab.examples import Batch, new_prefixes, select
-from examples.lab.interchange import interchange_loss, sample_interchanges, training_pool
+from examples.lab.interchange import Pool, interchange_loss, sample_interchanges, training_pool
 from examples.lab.language_model import (
     ANSWER_SHARES,
     LATER_SHARES,
@@ -101,21 +101,17 @@ def train_jointly(
         batches = sample_batches(families, SHARES, whole_words, random)
         whole = [torch.rand(len(batch.tokens), generator=generator) < config.whole for batch in batches]
         answers, inputs, outputs = _answers_and_sites(model, batches, continues, whole)
-        loss = answers
-        for pool in pools:
-            wanted, difference = interchange_loss(model, sample_interchanges(pool, config.pairs, random))
-            loss = loss + config.interchange_weight * wanted + config.sameness_weight * difference
-        some = torch.randperm(inputs.shape[1], generator=generator)[: config.sites]
-        inputs, outputs = inputs[:, some], outputs[:, some]
+        loss = answers + _kept_in_place(model, pools, config, random)
+        inputs, outputs = _some((inputs, outputs), config.sites, generator)
         recent.append((inputs.detach(), outputs.detach()))
         if step == config.alone:
             start_from(transcoder, *_joined(recent), training)
         if step == round(config.thresholds_at * config.round.steps):
             set_thresholds(transcoder, _joined(recent)[0], THRESHOLDS)
-        if step > config.alone:
-            joined = min(1.0, (step - config.alone) / config.round.warm_up)
-            objective, error = learner.loss(inputs, outputs)
-            loss = loss + joined * config.error_weight * objective
+        nothing = torch.zeros(())
+        objective, error = learner.loss(inputs, outputs) if step > config.alone else (nothing, nothing)
+        joined = min(1.0, (step - config.alone) / config.round.warm_up)
+        loss = loss + joined * config.error_weight * objective
         if step > config.replaced_from:
             asked = sample_batches(families, ANSWER_SHARES, whole_words, random)
             replaced = replaced_answer_loss(model, transcoder, asked)
@@ -134,6 +130,17 @@ def train_jointly(
     model.eval().requires_grad_(False)
 
 
+def _kept_in_place(
+    model: LlamaForCausalLM, pools: list[Pool], config: JointConfig, random: np.random.Generator
+) -> Tensor:
+    """What it costs that the place is not written by one MLP, for all cities alike."""
+    loss = torch.zeros(())
+    for pool in pools:
+        wanted, difference = interchange_loss(model, sample_interchanges(pool, config.pairs, random))
+        loss = loss + config.interchange_weight * wanted + config.sameness_weight * difference
+    return loss
+
+
 def _report(
     step: int, transcoder: CrossLayerTranscoder, inputs: Float[Tensor, "layer site d_model"], error: Tensor,
     replaced: Tensor,
@@ -143,6 +150,11 @@ def _report(
         f"step {step}  relative error {float(error):.4f}  replaced answers {float(replaced):.4f} nats  "
         f"{firing:.1f} active", flush=True,
     )  # fmt: skip
+
+
+def _some(sites: ActivationBatch, n: int, generator: torch.Generator) -> ActivationBatch:
+    chosen = torch.randperm(sites[0].shape[1], generator=generator)[:n]
+    return sites[0][:, chosen], sites[1][:, chosen]
 
 
 def _joined(batches: Iterable[ActivationBatch]) -> ActivationBatch:
@@ -170,7 +182,7 @@ def _answers_and_sites(
 ) -> tuple[Tensor, Float[Tensor, "layer site d_model"], Float[Tensor, "layer site d_model"]]:
     """The mean loss of the answers, and what MLPs read and write at every distinct prefix of the `whole` sequences."""
     layers = dissect(model).layers
-    modules = {f"norm {i}": layer.mlp_norm for i, layer in enumerate(layers)}
+    modules = {f"norm {i}": layer.mlp_norm for i, layer in enumerate(layers) if layer.mlp_norm is not None}
     modules |= {f"mlp {i}": layer.mlp for i, layer in enumerate(layers)}
     answers = sum(int(batch.predicts.sum()) for batch in batches)
     loss = torch.tensor(0.0)

@@ -1,5 +1,6 @@
 """Thresholds silence weak firings and leave strong ones as they are."""
 
+import pytest
 import torch
 
 from transcoders import TranscoderConfig
@@ -13,7 +14,7 @@ def test_a_feature_is_silent_below_a_share_of_its_largest_activation():
     inputs = torch.tensor([[[10.0, 0.0], [4.0, 1.0], [2.0, 3.0]]])
     set_thresholds(transcoder, inputs, [0.3])
     assert transcoder.config.activation == "jumprelu"
-    assert transcoder.threshold.tolist() == [[3.0, torch.tensor(0.9).item()]]
+    assert transcoder.threshold[0].tolist() == pytest.approx([3.0, 0.9])
     assert transcoder.encode(inputs).tolist() == [[[10.0, 0.0], [4.0, 1.0], [0.0, 3.0]]]
 
 

@@ -143,7 +143,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
 
 def test_a_step_that_does_not_fit_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(TranscoderError, match=r"this run needs .* GB are free; --batch-tokens \d+ fits"):
-        trained(tmp_path, replace(SMALL, n_features=1 << 14, batch_tokens=1 << 20, tokens=1 << 21, buffer_tokens=1 << 21))
+        trained(
+            tmp_path, replace(SMALL, n_features=1 << 14, batch_tokens=1 << 20, tokens=1 << 21, buffer_tokens=1 << 21)
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,3 +227,23 @@ def test_a_terminated_run_writes_a_checkpoint_and_leaves(tmp_path):
     assert "stopped after step" in error
     assert process.returncode == 3
     assert f"after step {latest(tmp_path).name.removeprefix('step-')} of 60" in error
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(tmp_path):
+    process = run_script(tmp_path, "--disk-full-at=8")
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "cannot write" in error and "make room" in error
+    assert len(error.splitlines()) == 1
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-5"]
+    process = run_script(tmp_path)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+
+
+def test_a_model_of_another_family_is_refused_with_the_known_ones(tmp_path):
+    model = tiny_llama(0)
+    model.config.model_type = "mystery"
+    with pytest.raises(TranscoderError, match=r"'mystery' cannot be traced yet; known types: llama"):
+        train(model, tiny_tokenizer(), tokens_corpus(texts(), "texts"), SMALL, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
