@@ -136,8 +136,16 @@ def decode(
 ) -> Float[Tensor, "token width"]:
     """As `gather_decode`, but by a dense product where so many features fire that it takes less time."""
     token, feature, value = selection
-    if len(value) <= BREAK_EVEN.get(decoder.device.type, BREAK_EVEN["cpu"]) * n_tokens * len(decoder):
-        return gather_decode(value, token, feature, decoder, n_tokens)
+    if len(value) > BREAK_EVEN.get(decoder.device.type, BREAK_EVEN["cpu"]) * n_tokens * len(decoder):
+        return decode_densely(selection, decoder, n_tokens)
+    return gather_decode(value, token, feature, decoder, n_tokens)
+
+
+def decode_densely(
+    selection: Selection, decoder: Float[Tensor, "feature width"], n_tokens: int
+) -> Float[Tensor, "token width"]:
+    """As `gather_decode`, by one product with all of the decoder."""
+    token, feature, value = selection
     activations = decoder.new_zeros(n_tokens, len(decoder)).index_put((token, feature), value.to(decoder.dtype))
     return (activations @ decoder).to(sum_dtype(decoder))
 
