@@ -1,5 +1,8 @@
 """Sparse encode and decode equal the dense products they replace, gradients too, in torch and in Triton."""
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -219,3 +222,33 @@ def test_sums_do_not_depend_on_how_a_half_precision_sum_would_round(kernels, dev
 
 def test_tensors_on_the_cpu_are_left_to_torch():
     assert kernels_for(torch.zeros(1)) is kernels_torch
+
+
+COMPILE = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+import triton.language as tl
+from transcoders.kernels_triton import _count_above, _dot_rows, _sum_rows, _write_above
+
+def text(kernel, types, **constants):
+    signature = dict(zip(kernel.arg_names, [*types.split(), *["constexpr"] * len(constants)], strict=True))
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): c for name, c in constants.items()})
+    return compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+
+blocks = {"SUM": tl.float32, "ROWS": 8, "COLUMNS": 512}
+for programs in [
+    text(_count_above, "*bf16 *fp32 *i64 i32 i32 i32", SCAN=1024),
+    text(_write_above, "*bf16 *fp32 *i64 i32 i32 i32 *i64 *i64 *bf16", SCAN=1024),
+    text(_sum_rows, "*bf16 *i64 *i64 *bf16 *fp32 i32 i32", **blocks),
+    text(_dot_rows, "*bf16 *i64 *i64 *bf16 *fp32 i32 i32 i32 i32", **blocks),
+]:
+    assert "ld.global" in programs and "atom" not in programs and "red.global" not in programs
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed: it has no build for this system")
+def test_kernels_compile_for_a_gpu_and_use_no_atomics():
+    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", COMPILE], env=environment, check=True)
