@@ -1,5 +1,7 @@
 """What a machine can do: its rate in large matrix products and its bandwidth in copies. Needs torch alone."""
 
+import resource
+import sys
 import time
 from collections.abc import Callable
 
@@ -11,6 +13,13 @@ def now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def peak_mb(device: str) -> float:
+    """The most memory used so far: of the GPU where there is one, else of this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:

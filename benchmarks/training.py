@@ -99,11 +99,11 @@ def main(
         write_activations(file, layers, cached, d_model)
         for way in ways:
             command = [sys.executable, str(HERE / "train_ours.py"), str(file), f"--way={way}", *shared]
-            _row(table, case, f"ours, {way}", way, *_measured(command))
+            _row(table, case, f"ours, {way}", way, measured(command)[0])
         for peer in peers:
             for way in _ways_of(peer):
                 command = [peer, str(HERE / "train_peer.py"), str(file), way, *shared]
-                _row(table, case, way, way, *_measured(command))
+                _row(table, case, way, way, measured(command)[0])
     Console(width=130).print(table)
 
 
@@ -132,19 +132,15 @@ def _ways_of(peer: str) -> list[str]:
     return ways["ways"]
 
 
-def _measured(command: list[str]) -> tuple[dict, float]:
-    result, _, peak_mb = measured(command)
-    return result, result["gpu_mb"] or peak_mb
-
-
-def _row(table: Table, case: Case, name: str, way: str, run: dict, peak_mb: float) -> None:
+def _row(table: Table, case: Case, name: str, way: str, run: dict) -> None:
     seconds = median(run["seconds"])
     matrix = case.operations(way, run["l0"]) / seconds / run["matrix_rate"]
     bandwidth = case.bytes_moved(way, run["l0"]) / seconds / run["bandwidth"]
     # what a peer that is sparse in part computes cannot be known from outside
     shares = ("", "") if "CSR" in way else (f"{matrix:.0%}", f"{bandwidth:.0%}")
     table.add_row(
-        name, f"{run['l0']:.1f}", f"{case.tokens / seconds:,.0f}", *shares, f"{peak_mb:,.0f}", f"{run['loss']:.3f}"
+        name, f"{run['l0']:.1f}", f"{case.tokens / seconds:,.0f}", *shares, f"{run['peak_mb']:,.0f}",
+        f"{run['loss']:.3f}",
     )  # fmt: skip
 
 
