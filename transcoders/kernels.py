@@ -21,8 +21,8 @@ from transcoders import kernels_torch
 BREAK_EVEN = {"cpu": 0.12, "cuda": 0.01}
 """Where a larger share of features fires on a token, dense products take less time, by kind of device.
 
-The CPU's is measured (docs/benchmarks.md), forward and backward together: 0.2 for rows of 1,024 numbers, 0.12 for 3,072.
-That of CUDA is an estimate from an H200's matrix rate and bandwidth, not measured.
+The CPU's is measured (docs/benchmarks.md), forward and backward together: 0.2 for rows of 1,024 numbers, 0.12 for
+3,072. That of CUDA is an estimate from an H200's matrix rate and bandwidth, not measured.
 """
 Threshold = float | Float[Tensor, ""] | Float[Tensor, " feature"]
 

@@ -130,7 +130,7 @@ def test_every_feature_may_have_a_threshold_of_its_own(kernels, device):
 
 def test_a_selection_passes_its_gradient_to_what_is_active_alone(kernels, device):
     pre_activation = torch.tensor([[0.5, 1.5], [2.5, -1.0]], device=device, requires_grad=True)
-    selection = select_above(pre_activation, 1.0, kernels=kernels)
+    selection = select_above(pre_activation, torch.tensor(1.0, device=device), kernels=kernels)
     (selection.value * torch.tensor([3.0, 4.0], device=device)).sum().backward()
     assert pre_activation.grad.tolist() == [[0.0, 3.0], [4.0, 0.0]]
 
