@@ -8,6 +8,7 @@ from torch import Tensor
 
 from transcoders.activation import jump_relu_trained
 from transcoders.config import TrainConfig
+from transcoders.kernels import Selection, decode, select_above, sparse_encode, sparse_encode_top
 from transcoders.model import CrossLayerTranscoder
 from transcoders.parallel import Place, added_up, gathered, gathered_everywhere, summed
 from transcoders.shuffle import Batch
@@ -72,19 +73,27 @@ def objective(
     transcoder = weights.transcoder
     n_layers, n_tokens, d_model = batch.inputs.shape
     norms = torch.stack([decoder.detach().flatten(1).float().norm(dim=1) for decoder in transcoder.W_dec])
-    threshold = batch_threshold(transcoder, batch.inputs, norms, sparsity.k, place)
+    threshold = norms.new_zeros(())
+    if config.activation == "batchtopk":
+        threshold = batch_threshold(transcoder, batch.inputs, norms, sparsity.k, place)
     written = [transcoder.b_dec.new_zeros(n_tokens, d_model) for _ in range(n_layers)]
     penalty = batch.inputs.new_zeros(())
     firing = []
     with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=config.products == "bfloat16"):
-        for source in range(n_layers):
-            pre_activation = transcoder.pre_activations_of(source, batch.inputs[source])
-            activations = _activations(weights, source, pre_activation, config, threshold, norms, sparsity.k, place)
-            firing.append((activations.detach() > 0).float().mean(0))
-            if config.activation in ("jumprelu", "relu"):
-                length = transcoder.W_dec[source].flatten(1).norm(dim=1)
+        for source, decoder in enumerate(transcoder.W_dec):
+            if config.activation in ("batchtopk", "topk"):
+                limit = threshold / norms[source].clamp(min=1e-12)
+                pairs = _selected(transcoder, source, batch.inputs[source], config, limit, sparsity.k, place)
+                fires = torch.zeros_like(norms[source]).index_add_(0, pairs.feature.long(), (pairs.value > 0).to(norms))
+                writes = decode(pairs, decoder.flatten(1), n_tokens)
+            else:
+                activations = _activated(weights, source, batch.inputs[source], config)
+                length = decoder.flatten(1).norm(dim=1)
                 penalty = penalty + torch.tanh(config.tanh_scale * activations * length).sum(1).mean()
-            for k, write in enumerate(transcoder.writes(source, activations)):
+                fires = (activations > 0).sum(0).to(norms)
+                writes = activations @ decoder.flatten(1)
+            firing.append(fires / n_tokens)
+            for k, write in enumerate(writes.split(d_model, dim=-1)):
                 written[source + k] = written[source + k] + write
         part = torch.stack(written)
     reconstruction = summed(place, part.float()) + transcoder.b_dec[:, None] + transcoder.skip(batch.inputs)
@@ -119,22 +128,30 @@ def batch_threshold(
     return largest.topk(wanted).values[-1].clamp(min=0)
 
 
-def _activations(
-    weights: Weights, layer: int, pre_activation: Float[Tensor, "token feature"], config: TrainConfig,
-    threshold: Float[Tensor, ""], norms: Float[Tensor, "layer feature"], k: float, place: Place,
+def _selected(
+    transcoder: CrossLayerTranscoder, layer: int, inputs: Float[Tensor, "token d_model"], config: TrainConfig,
+    limit: Float[Tensor, " feature"], k: float, place: Place,
+) -> Selection:  # fmt: skip
+    """The pairs that fire: above each feature's limit ("batchtopk"), or the k largest of each token ("topk")."""
+    W_enc, b_enc = transcoder.W_enc[layer], transcoder.b_enc[layer]
+    if config.activation == "batchtopk":
+        return sparse_encode(inputs, W_enc, b_enc, limit)
+    if place.shards == 1:
+        return sparse_encode_top(inputs, W_enc, b_enc, round(k))
+    pre_activation = transcoder.pre_activations_of(layer, inputs)
+    own = pre_activation.detach().topk(min(round(k), pre_activation.shape[1]), dim=1).values
+    kth = gathered(place, own).topk(round(k), dim=1).values[:, -1:]
+    return select_above(torch.where(pre_activation >= kth, pre_activation, -1.0), 0.0)
+
+
+def _activated(
+    weights: Weights, layer: int, inputs: Float[Tensor, "token d_model"], config: TrainConfig
 ) -> Float[Tensor, "token feature"]:  # fmt: skip
-    match config.activation:
-        case "batchtopk":
-            limit = threshold / norms[layer].clamp(min=1e-12)
-            return pre_activation * ((pre_activation >= limit) & (pre_activation > 0))
-        case "topk":
-            own = pre_activation.detach().topk(min(round(k), pre_activation.shape[1]), dim=1).values
-            kth = gathered(place, own).topk(round(k), dim=1).values[:, -1:]
-            return pre_activation.relu() * (pre_activation >= kth)
-        case "jumprelu":
-            return jump_relu_trained(pre_activation, weights.threshold[layer], config.bandwidth)
-        case _:
-            return pre_activation.relu()
+    """All activations, fired or not: thresholds learn from what is just below them."""
+    pre_activation = weights.transcoder.pre_activations_of(layer, inputs)
+    if config.activation == "jumprelu":
+        return jump_relu_trained(pre_activation, weights.threshold[layer], config.bandwidth)
+    return pre_activation.relu()
 
 
 def _errand(
@@ -149,12 +166,12 @@ def _errand(
     for source, features in enumerate(dead):
         if len(features) == 0:
             continue
-        read = batch.inputs[source, ::every]
+        read = batch.inputs[source, ::every].to(transcoder.W_enc.dtype)
         pre_activation = read @ transcoder.W_enc[source][features].T + transcoder.b_enc[source][features]
         activations = pre_activation.relu() / len(features) ** 0.5
         decoder = transcoder.W_dec[source][features].flatten(1)
         for k, write in enumerate((activations @ decoder).split(rest.shape[-1], dim=-1)):
-            written[source + k] = written[source + k] + write
+            written[source + k] = written[source + k] + write.float()
     left = (torch.stack(written) - rest[:, ::every]).square().sum(-1)
     return (left / (scale if scale.shape[1] == 1 else scale[:, ::every])).mean()
 

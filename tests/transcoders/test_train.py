@@ -118,12 +118,12 @@ def test_a_cache_of_activations_changes_nothing(tmp_path):
     assert_same(filled, read)
 
 
-def test_bfloat16_weights_learn_as_float32_ones_do(tmp_path):
-    rows = {}
-    for weights in ("float32", "bfloat16"):
-        rows[weights] = []
-        trained(tmp_path / weights, replace(SMALL, weights=weights, tokens=200 * 256), on_report=rows[weights].append)
-    assert rows["bfloat16"][-1]["nmse"] == pytest.approx(rows["float32"][-1]["nmse"], rel=0.1)
+@pytest.mark.parametrize("half", [{"weights": "bfloat16"}, {"products": "bfloat16"}])
+def test_half_precision_learns_as_single_does(tmp_path, half):
+    rows, narrow = [], []
+    trained(tmp_path / "single", replace(SMALL, tokens=200 * 256), on_report=rows.append)
+    trained(tmp_path / "half", replace(SMALL, tokens=200 * 256, **half), on_report=narrow.append)
+    assert narrow[-1]["nmse"] == pytest.approx(rows[-1]["nmse"], rel=0.1)
 
 
 def test_resuming_with_other_settings_is_refused_and_the_differences_are_named(tmp_path):
