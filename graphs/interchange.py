@@ -307,5 +307,5 @@ def _renumbered(annotations: Annotations, order: Int[ndarray, "node"]) -> Annota
     return replace(annotations, supernodes=tuple(groups), pinned=tuple(int(order[node]) for node in annotations.pinned))
 
 
-def _or_nan(value: float | None) -> float:
+def _or_nan(value: int | float | None) -> float:
     return float("nan") if value is None else float(value)

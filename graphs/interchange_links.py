@@ -11,7 +11,7 @@ from numpy import ndarray
 from graphs.errors import GraphError
 from graphs.interchange_fields import NUMBER, TEXT, check_object, shown
 
-_FIELDS = {"source": TEXT, "target": TEXT, "weight": NUMBER}
+_ENDS = {"source": TEXT, "target": TEXT}
 _COLUMNS = itemgetter("source", "target", "weight")
 
 
@@ -66,11 +66,12 @@ def _columns(batch: list[Any], number: Mapping[str, int], before: int) -> tuple[
 
 def _check(link: object, number: Mapping[str, int], place: int) -> None:
     where = f"link {place}"
-    record = check_object(where, link, _FIELDS, {})
+    record = check_object(where, link, _ENDS, {})
     where = f"link {place} ({shown(record['source'])} → {shown(record['target'])})"
     for name in ("source", "target"):
         if record[name] not in number:
             raise GraphError(f"{where}: {name} {shown(record[name])} is the id of no node; add the node.")
+    check_object(where, link, {"weight": NUMBER}, {})
 
 
 def told_apart(links: Links, colliding: Mapping[int, int], layer: Int[ndarray, "node"], ids: list[str]) -> Links:

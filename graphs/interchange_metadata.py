@@ -25,6 +25,8 @@ from graphs.interchange_fields import (
 )
 from graphs.interchange_nodes import OURS
 
+WORD = re.compile(r"\w+|[^\w\s]+")
+"""What traces take for a word, too."""
 SLUG = re.compile(r"[A-Za-z0-9_.\-]{1,200}")
 
 _REQUIRED = {"slug": TEXT, "scan": TEXT, "prompt_tokens": TEXTS, "prompt": TEXT}
@@ -101,7 +103,8 @@ def metadata_record(info: GraphInfo, slug: str, scan: str | None) -> dict[str, A
         record["node_threshold"] = settings["node_threshold"]
         record["pruning_settings"] = {name: settings[name] for name in ("node_threshold", "edge_threshold")}
     ours = {one.name: getattr(info, one.name) for one in fields(GraphInfo)}
-    record[OURS] = ours | {"created_at": info.created_at.isoformat()}
+    lists = {name: list(ours[name]) for name in ("tokens", "token_ids", "words")}
+    record[OURS] = ours | lists | {"created_at": info.created_at.isoformat()}
     return record
 
 
@@ -156,7 +159,7 @@ def info_of(record: Mapping[str, Any], token_ids: Sequence[int], n_layers: int, 
 
 def words_of(prompt: str, tokens: Sequence[str]) -> tuple[str, ...]:
     """Per token the word of the prompt around its first visible character; "" for special tokens and blanks."""
-    spans = [(found.start(), found.end()) for found in re.finditer(r"\S+", prompt)]
+    spans = [(found.start(), found.end()) for found in WORD.finditer(prompt)]
     words, at, word = [], 0, 0
     for token in tokens:
         visible = token.strip()
@@ -251,7 +254,7 @@ def _parsed(text: str) -> datetime:
         raise GraphError(f"metadata.{OURS}: created_at is {shown(text)}; expected a time as ISO 8601.") from error
 
 
-def _time(milliseconds: float | None) -> datetime:
+def _time(milliseconds: int | float | None) -> datetime:
     if milliseconds is None:
         return datetime.now(UTC)
     if not 0 <= milliseconds / 1000 < (_LAST - _FIRST).total_seconds():

@@ -20,7 +20,6 @@ from graphs.interchange_fields import (
     WHOLE,
     check_field,
     check_object,
-    is_whole,
     or_null,
     shown,
 )
@@ -281,7 +280,7 @@ def _feature(where: str, record: dict[str, Any], layer: int) -> int:
     return _index(where, "feature", number)
 
 
-def _readings(given: float | None, layer: int) -> list[int]:
+def _readings(given: int | float | None, layer: int) -> list[int]:
     """What a feature's number may be, the likeliest first: paired, as layer · 10⁵ + number, or plain."""
     if given is None or given < 0:
         return [] if given is None else [int(given)]
@@ -298,12 +297,13 @@ def _token_id(where: str, record: dict[str, Any], kind: NodeKind) -> int:
     return _index(where, "node_id", int(parts[1])) if kind == NodeKind.TOKEN and parts else -1
 
 
-def _index(where: str, name: str, value: float) -> int:
+def _index(where: str, name: str, value: object) -> int:
     check_field(where, name, value, WHOLE)
-    if not (is_whole(value) and 0 <= value < _LARGEST_INDEX):
+    number = int(value)  # type: ignore[call-overload]
+    if not 0 <= number < _LARGEST_INDEX:
         raise GraphError(f"{where}: {name} is {shown(value)}; expected a number from 0 to {_LARGEST_INDEX - 1}.")
-    return int(value)
+    return number
 
 
-def _number(value: float | None) -> float:
+def _number(value: int | float | None) -> float:
     return float("nan") if value is None else float(value)

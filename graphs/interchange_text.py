@@ -18,6 +18,7 @@ LARGEST = 1 << 24
 """Characters of one value: the metadata, a node or a link."""
 
 _BLANK = re.compile(r"[ \t\n\r]*")
+_AFTER = re.compile(r"[ \t\n\r,:\]}]")
 _COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 
 Batches = Iterator[list[Any]]
@@ -58,14 +59,7 @@ class _Text:
 
     def mark(self, *expected: str) -> str:
         """The next character that is not blank, which must be one of those expected; it is not passed."""
-        while True:
-            blank = _BLANK.match(self.buffer, self.place)
-            assert blank is not None, "the pattern also matches nothing"
-            self.place = blank.end()
-            if self.place < len(self.buffer) or self.ended:
-                break
-            self._more()
-        found = self.buffer[self.place : self.place + 1]
+        found = self._next()
         if found not in expected or not found:
             raise self.wrong(f"has {found!r} where {' or '.join(map(repr, expected))} belongs")
         return found
@@ -87,7 +81,7 @@ class _Text:
 
     def value(self) -> Any:
         """The value that comes next, and pass it."""
-        self.place = self._past_blanks()
+        self._next()
         while True:
             try:
                 found, end = self.scan(self.buffer, self.place)
@@ -97,8 +91,8 @@ class _Text:
             except RecursionError as error:
                 raise self.wrong("is nested too deeply") from error
             else:
-                # a number that ends with the piece may go on
-                if end < len(self.buffer) or self.ended:
+                # a number that ends with the piece may go on, as 0. does
+                if self.ended or _AFTER.match(self.buffer, end):
                     self.place = end
                     return found
             self._more()
@@ -143,10 +137,12 @@ class _Text:
         return blank.end()
 
     def _next(self) -> str:
-        """The next character that is not blank, or "" at the end."""
-        while (place := self._past_blanks()) == len(self.buffer) and not self.ended:
+        """The next character that is not blank, or "" at the end; what is blank is passed."""
+        self.place = self._past_blanks()
+        while self.place == len(self.buffer) and not self.ended:
             self._more()
-        return self.buffer[place : place + 1]
+            self.place = self._past_blanks()
+        return self.buffer[self.place : self.place + 1]
 
     def _more(self) -> None:
         left = len(self.buffer) - self.place

@@ -1,7 +1,7 @@
 """Write tests/data/circuit-tracer with circuit-tracer itself: PEER/bin/python tests/data/make_circuit_tracer_files.py
 
-PEER is an environment with circuit-tracer 0.5.0 and its TransformerLens. Nothing is downloaded: the model and the transcoder
-are those of tests/data/llama-clt-jumprelu.
+PEER is an environment with circuit-tracer 0.5.0 and its TransformerLens. Nothing is downloaded: the model and the
+transcoder are those of tests/data/llama-clt-jumprelu.
 """
 
 import argparse
