@@ -5,7 +5,7 @@ Reading accepts what circuit-tracer ever wrote; `validate_json` also asks for wh
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from graphs.interchange_metadata import (
     read_annotations,
 )
 from graphs.interchange_nodes import OURS, Nodes, logit_text, node_ids, node_records
-from graphs.interchange_text import members
+from graphs.interchange_text import ignore, members
 
 MOST_NODES = 2_000_000
 _BATCH = 100_000
@@ -80,10 +80,13 @@ def write_json(
         write_atomically(path, write)
 
 
-def from_json(source: Path | Mapping[str, Any]) -> Imported:
-    """The graph in a file or an object of this format. Raises `GraphError` that names the node and field."""
+def from_json(source: Path | Mapping[str, Any], *, on_progress: Callable[[int, int], None] = ignore) -> Imported:
+    """The graph in a file or an object of this format. Raises `GraphError` that names the node and field.
+
+    `on_progress` is told how much of a file was read, and its size.
+    """
     name = source.name if isinstance(source, Path) else "the object"
-    metadata, view, nodes, links, number = _read(source)
+    metadata, view, nodes, links, number = _read(source, on_progress)
     for part, found in zip(_REQUIRED, (metadata, view, nodes, links), strict=True):
         if found is None:
             raise GraphError(f"{name} has no {part}; it is no graph in circuit-tracer's format.")
@@ -137,13 +140,13 @@ def _write_parts(file: TextIO, parts: Iterable[tuple[str, Iterable[Any]]]) -> No
 
 
 def _read(
-    source: Path | Mapping[str, Any],
+    source: Path | Mapping[str, Any], on_progress: Callable[[int, int], None]
 ) -> tuple[object, object, Nodes | None, Links | None, dict[str, int]]:
     """Metadata, viewer state, nodes, links, and the place of each id among the nodes."""
     found: dict[str, Any] = {}
     nodes, links, number = None, None, dict[str, int]()
     early = False
-    for name, value in _members(source):
+    for name, value in _members(source, on_progress):
         if name == "nodes":
             nodes = _nodes(value, number)
         elif name == "links" and nodes is None:
@@ -155,13 +158,13 @@ def _read(
         else:
             found[name] = value
     if early and nodes is not None:
-        links = next(read_links(value, number) for name, value in _members(source) if name == "links")
+        links = next(read_links(value, number) for name, value in _members(source, on_progress) if name == "links")
     return found.get("metadata"), found.get("qParams"), nodes, links, number
 
 
-def _members(source: Path | Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _members(source: Path | Mapping[str, Any], on_progress: Callable[[int, int], None]) -> Iterator[tuple[str, Any]]:
     if isinstance(source, Path):
-        yield from members(source, ("nodes", "links"))
+        yield from members(source, ("nodes", "links"), on_progress)
         return
     for name, value in source.items():
         if name in ("nodes", "links") and not isinstance(value, list):
@@ -216,7 +219,7 @@ def _graph(
     token_ids[position[kind == NodeKind.TOKEN]] = columns["token_id"][kind == NodeKind.TOKEN]
     info = info_of(record, token_ids.tolist(), n_layers, int((kind == NodeKind.FEATURE).sum()))
     graph = AttributionGraph(info=info, **_with_texts(columns, info), source=source, target=target, weight=weight)  # type: ignore[arg-type]
-    return graph if OURS in record else _with_influence(graph), order
+    return graph if OURS in record else with_influence(graph), order
 
 
 def _columns(record: Mapping[str, Any], nodes: Nodes, labels: Mapping[int, str], n_layers: int) -> dict[str, ndarray]:
@@ -279,7 +282,7 @@ def _with_texts(columns: dict[str, ndarray], info: Any) -> dict[str, ndarray]:
     return columns
 
 
-def _with_influence(graph: AttributionGraph) -> AttributionGraph:
+def with_influence(graph: AttributionGraph) -> AttributionGraph:
     """A graph of another program with what the format does not hold: influence and scores of the graph as it is."""
     influence = np.where(graph.kind == NodeKind.LOGIT, np.nan, influence_over(graph.incoming, logit_weights(graph)))
     lacking = np.isnan(graph.cumulative_influence[graph.kind != NodeKind.LOGIT]).any()

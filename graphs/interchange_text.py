@@ -5,7 +5,7 @@ characters, so that no nesting, number or string of a hostile file can fill the 
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from json import JSONDecoder
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,13 +25,21 @@ Batches = Iterator[list[Any]]
 """The items of an array, as many at a time as a piece of the text holds."""
 
 
-def members(path: Path, arrays: Collection[str]) -> Iterator[tuple[str, Any]]:
+def ignore(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def members(
+    path: Path, arrays: Collection[str], on_progress: Callable[[int, int], None] = ignore
+) -> Iterator[tuple[str, Any]]:
     """The members of the object in the file, in their order; of those named in `arrays` the value is `Batches`.
 
     These must be read to their end before the next member is asked for. Raises `GraphError`.
+    `on_progress` is told the characters read, and how many bytes there are.
     """
     with file_errors_as_graph_errors(f"read {path}"), path.open(encoding="utf-8-sig") as file:
-        text = _Text(file, path.name)
+        size = path.stat().st_size
+        text = _Text(file, path.name, lambda done: on_progress(done, size))
         text.take("{")
         seen: set[str] = set()
         more = text.mark('"', "}") == '"'
@@ -52,8 +60,8 @@ def members(path: Path, arrays: Collection[str]) -> Iterator[tuple[str, Any]]:
 class _Text:
     """The part of a file's text that is being read."""
 
-    def __init__(self, file: TextIO, name: str) -> None:
-        self.file, self.name = file, name
+    def __init__(self, file: TextIO, name: str, on_progress: Callable[[int], None]) -> None:
+        self.file, self.name, self.on_progress = file, name, on_progress
         self.buffer, self.place, self.before, self.ended = "", 0, 0, False
         self.scan = JSONDecoder().scan_once
 
@@ -154,6 +162,7 @@ class _Text:
             raise self.wrong(f"is not UTF-8 text ({error.reason})") from error
         self.before += self.place
         self.buffer, self.place, self.ended = self.buffer[self.place :] + text, 0, not text
+        self.on_progress(self.before + len(self.buffer))
 
 
 def _reason(error: Exception) -> str:

@@ -39,7 +39,7 @@ def main() -> None:
     create_graph_files(graph, "pruned", str(options.out), node_threshold=0.8, edge_threshold=0.98)
     create_graph_files(graph, "whole", str(options.out), node_threshold=1.0, edge_threshold=1.0)
     (options.out / "graph-metadata.json").unlink()
-    graph.cfg.tokenizer_name = "llama-clt-jumprelu/model"
+    graph.cfg.tokenizer_name = graph.cfg.model_name = "llama-clt-jumprelu"
     graph.to_pt(str(options.out / "graph.pt"))
     write_dashboards(options.out / "features")
 
