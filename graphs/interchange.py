@@ -99,9 +99,11 @@ def from_json(source: Path | Mapping[str, Any], *, on_progress: Callable[[int, i
     return Imported(graph, _renumbered(annotations, order), tuple(deviations))
 
 
-def validate_json(source: Path | Mapping[str, Any]) -> AttributionGraph:
+def validate_json(
+    source: Path | Mapping[str, Any], *, on_progress: Callable[[int, int], None] = ignore
+) -> AttributionGraph:
     """The graph, if Neuronpedia would take the file and show it. Raises `GraphError` that names node and field."""
-    found = from_json(source)
+    found = from_json(source, on_progress=on_progress)
     if found.deviations:
         more = f" ({len(found.deviations) - 1} more)" if len(found.deviations) > 1 else ""
         raise GraphError(found.deviations[0] + more)

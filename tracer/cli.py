@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tracer.exchange_command import export, import_
+
 if TYPE_CHECKING:
     from graphs import GraphStore
 
@@ -314,6 +316,10 @@ def convert(source: str, folder: Path, dtype: str | None, **overrides: str | Non
 
     given = {name: value for name, value in overrides.items() if value is not None}
     click.echo(commands.convert_transcoder(source, folder, dtype, given))
+
+
+for command in (export, import_):
+    cli.add_command(command)
 
 
 def main() -> None:

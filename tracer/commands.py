@@ -43,7 +43,7 @@ def trace_and_save(
 
     if model is None:
         lab.check_words(prompt)
-    with _progress() as step:
+    with progress() as step:
         step("loading the model", 0, 0)
         import huggingface_hub
         import torch
@@ -64,7 +64,7 @@ def trace_and_save(
         name = None
     # downloads have their own bars
     replacement = ReplacementModel.load(model, transcoder, device=place, dtype=getattr(torch, dtype), name=name)
-    with _progress() as step:
+    with progress() as step:
         done = trace(
             prompt, replacement, config, labels=lab.labels(features) if features else None,
             on_progress=lambda n, total: step("attributing features", n, total),
@@ -87,7 +87,7 @@ def convert_transcoder(source: str, folder: Path, dtype: str | None, overrides: 
     from transcoders import convert, open_stored
 
     stored = open_stored(source, **overrides)
-    with _progress() as step:
+    with progress() as step:
         convert(
             stored, folder, dtype=getattr(torch, dtype) if dtype else None,
             on_layer=lambda done, total: step("converting layers", done, total),
@@ -193,7 +193,7 @@ def write_table(table: pa.Table, form: str, output: Path | None) -> None:
 def _text(record: dict, graph: AttributionGraph) -> str:
     """The circuit as a person would tell it."""
     scores, counts = record["scores"], record["counts"]
-    skipped = record["skipped_influence"] / logit_weights(graph).sum()
+    skipped = record["skipped_influence"] / max(logit_weights(graph).sum(), np.finfo(np.float64).tiny)
     lines = [
         f"Prompt   {record['prompt']}",
         f"Tokens   {' '.join(token.strip() for token in record['tokens'])}",
@@ -213,10 +213,15 @@ def _text(record: dict, graph: AttributionGraph) -> str:
     lines.append(f"Scores   replacement {scores['replacement']:.2f}, completeness {scores['completeness']:.2f}")
     if scores["pruned_replacement"] is not None:
         lines[-1] += f"; after pruning {scores['pruned_replacement']:.2f} and {scores['pruned_completeness']:.2f}"
-    lines.append(
-        f"Checked  edges + bias = pre-activation to {record['conservation_error']:.0e}; logits reproduced to "
-        f"{record['logits_error']:.0e}; at most {skipped:.2%} of the influence was skipped"
-    )
+    if np.isnan(graph.pre_activation).all():
+        lines.append(
+            "Checked  nothing: the graph was imported, and its file has no biases; its scores are those of the file"
+        )
+    else:
+        lines.append(
+            f"Checked  edges + bias = pre-activation to {record['conservation_error']:.0e}; logits reproduced to "
+            f"{record['logits_error']:.0e}; at most {skipped:.2%} of the influence was skipped"
+        )
     if record["row_share"] < 1:
         lines.append(f"Left out of each target's inputs the smallest, which hold {1 - record['row_share']:.2%} at most")
     lines.append(f"Saved    {record['graph_id']} in {record['store']} ({record['seconds']:.2f} s)")
@@ -296,7 +301,7 @@ def _flat(table: pa.Table) -> pa.Table:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on stderr that leaves nothing behind; silent where stderr is no terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
