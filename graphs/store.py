@@ -3,6 +3,7 @@
 store.json             the version of the format
 graphs/<graph_id>/     one graph, see `graphs.folder`
 annotations/<graph_id>.json  what people added to it, see `graphs.annotations`
+comparisons/           several graphs as one, see `graphs.comparisons`
 features/<name>.parquet  what is known about the features of one transcoder
 """
 
@@ -27,10 +28,12 @@ import pyarrow.parquet as pq
 from graphs import database
 from graphs.annotations import NOTHING, Annotations, read_annotations, supernode_table, write_annotations
 from graphs.columns import info_from_row
+from graphs.comparisons import Comparison, comparison_contents, save_comparison
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, is_temporary, locked_folder, reading, write_atomically
 from graphs.folder import DAMAGE, HEAD, Checked, Head, check_graph, is_unchanged, read_graph, write_graph
 from graphs.graph import AttributionGraph, GraphInfo
+from graphs.merge import Merged
 from graphs.schema import SCHEMA_VERSION, tables
 
 FORMAT = "clt-tracer store"
@@ -159,6 +162,11 @@ class GraphStore:
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, partial(pq.write_table, rows, compression="zstd"))
 
+    def save_comparison(self, about: Comparison, merged: Merged) -> None:
+        """Put a comparison of graphs into the store, in place of one of the same name."""
+        _create(self.folder)
+        save_comparison(self.folder, about, merged)
+
     def has_features(self, transcoder: str) -> bool:
         """Whether the store knows the features of this transcoder."""
         return self._features_path(transcoder).is_file()
@@ -234,6 +242,7 @@ class GraphStore:
             "edges": [(head.edges, graph_id) for head, graph_id in zip(heads, ids, strict=True)],
             "features": features,
             "supernodes": supernode_table(self.folder, ids),
+            **comparison_contents(self.folder),
         }
 
 

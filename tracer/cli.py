@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tracer.compare_command import diff, merge, stability
 from tracer.exchange_command import export, import_
 
 if TYPE_CHECKING:
@@ -318,7 +319,7 @@ def convert(source: str, folder: Path, dtype: str | None, **overrides: str | Non
     click.echo(commands.convert_transcoder(source, folder, dtype, given))
 
 
-for command in (export, import_):
+for command in (export, import_, diff, merge, stability):
     cli.add_command(command)
 
 

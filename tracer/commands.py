@@ -163,7 +163,7 @@ def graph_list(store: GraphStore, *, as_json: bool) -> str:
     ]  # fmt: skip
     if as_json:
         return json.dumps(rows, ensure_ascii=False, indent=2)
-    return _table_text(pa.Table.from_pylist(rows)) if rows else "no graphs yet"
+    return table_text(pa.Table.from_pylist(rows)) if rows else "no graphs yet"
 
 
 def write_table(table: pa.Table, form: str, output: Path | None) -> None:
@@ -183,7 +183,7 @@ def write_table(table: pa.Table, form: str, output: Path | None) -> None:
         case "jsonl":
             text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.to_pylist())
         case _:
-            text = _table_text(table) + "\n"
+            text = table_text(table) + "\n"
     if output is None:
         sys.stdout.write(text)
     else:
@@ -268,7 +268,7 @@ def _example_query(graph: AttributionGraph) -> str:
     return f"FROM strongest_path('{word}')" if word.isalnum() else "FROM graphs"
 
 
-def _table_text(table: pa.Table) -> str:
+def table_text(table: pa.Table) -> str:
     """A table for people: as wide as it needs to be when not on a terminal."""
     shown = Table(show_edge=False, header_style="bold")
     for column in table.schema:
