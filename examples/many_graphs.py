@@ -77,9 +77,9 @@ trace stability DALLAS
 ```
 
 `--align` says which places of two prompts are the same: by the tokens they have in common (`diff`), counted from the
-`end` or the `start`, or all (`anywhere`: a feature is the same wherever it fires). A comparison is rows of three tables,
-`comparisons`, `comparison_nodes` and `comparison_edges`; `share` is the part of the graphs that have a node or edge, so
-`share = 1` is the consensus, and no condition the union.
+`end` or the `start`, or all (`anywhere`: a feature is the same wherever it fires). A comparison is rows of three
+tables, `comparisons`, `comparison_nodes` and `comparison_edges`; `share` is the part of the graphs
+that have a node or edge, so `share = 1` is the consensus, and no condition the union.
 
 ## What was asked
 

@@ -85,7 +85,7 @@ def _index(folder: Path) -> list[tuple[Path, list[int]]]:
         where = f"{path}: layer {layer}"
         record = check_object(where, entry, {"filename": TEXT, "offsets": LIST}, {})
         name, offsets = record["filename"], record["offsets"]
-        if Path(name).name != name or name in ("", ".", ".."):
+        if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
             raise GraphError(f"{where}: filename {name[:40]!a} is not that of a file beside the index.")
         if not all(map(is_whole, offsets)) or offsets != sorted(offsets) or (offsets and offsets[0] < 0):
             raise GraphError(f"{where}: offsets are no ascending whole numbers; fetch the index again.")
