@@ -29,12 +29,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the file and the store are made")
     parser.add_argument("--edges", type=int, default=16_000_000)
-    parser.add_argument("--keep", action="store_true", help="do not delete the folder afterwards")
+    parser.add_argument(
+        "--keep", action="store_true", help="do not delete the folder afterwards; a file in it is used again"
+    )
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     path, store = options.folder / "large.json", options.folder / "store"
     shutil.rmtree(store, ignore_errors=True)
-    print(f"generated in {generate(path, options.edges):.0f} s: {path.stat().st_size / 1e9:.3f} GB", file=sys.stderr)
+    if not path.exists():
+        print(
+            f"generated in {generate(path, options.edges):.0f} s: {path.stat().st_size / 1e9:.3f} GB", file=sys.stderr
+        )
     print("| step | s | peak MB |\n|---|---|---|")
     report("import into the store", import_file, path, store)
     size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from graphs import GraphStore
 from graphs.comparisons import Comparison
-from graphs.merge import merge
+from graphs.merge import merge_graphs
 from tracer import lab
 from tracer.pipeline import trace
 from tracer.replacement import ReplacementModel
@@ -183,7 +183,7 @@ def page(store: GraphStore, asked: list[Asked]) -> str:
 
 
 def _save(store: GraphStore, name: str, graph_ids: Sequence[str], alignment: str) -> None:
-    merged = merge([store.load(graph_id) for graph_id in graph_ids], alignment=alignment)
+    merged = merge_graphs([store.load(graph_id) for graph_id in graph_ids], alignment=alignment)
     store.save_comparison(Comparison(name, "merge", graph_ids, alignment, datetime.now(UTC)), merged)
 
 

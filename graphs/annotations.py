@@ -4,6 +4,7 @@ annotations/<graph_id>.json   numbers are those of table `nodes`
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,7 +38,7 @@ class Annotations:
 
     def __post_init__(self) -> None:
         members = [node for supernode in self.supernodes for node in supernode.nodes]
-        twice = {node for node in members if members.count(node) > 1} if len(set(members)) < len(members) else ()
+        twice = [node for node, count in Counter(members).items() if count > 1]
         if twice:
             raise GraphError(f"node {min(twice)} is in two supernodes; a node belongs to one.")
 

@@ -209,7 +209,8 @@ def _graph(
     kept = np.argsort(order)
     columns = {name: column[kept] for name, column in columns.items()}
     source, target, weight = order[links.source], order[links.target], links.weight
-    single = weight.astype(np.float32)
+    with np.errstate(over="ignore"):  # such weights stay as they are
+        single = weight.astype(np.float32)
     if np.array_equal(single, weight):
         weight = single
     if not np.array_equal(kept, np.arange(len(kept))):

@@ -2,10 +2,13 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from graphs.errors import GraphError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def is_number(value: object) -> bool:
@@ -22,7 +25,7 @@ def is_whole(value: object) -> bool:
 
 def is_text(value: object) -> bool:
     """A text that can be written as UTF-8."""
-    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return isinstance(value, str) and _SURROGATE.search(value) is None
 
 
 def is_texts(value: object) -> bool:

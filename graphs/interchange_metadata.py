@@ -23,7 +23,7 @@ from graphs.interchange_fields import (
     or_null,
     shown,
 )
-from graphs.interchange_nodes import OURS
+from graphs.interchange_nodes import MOST_LAYERS, OURS
 
 WORD = re.compile(r"\w+|[^\w\s]+")
 """What traces take for a word, too."""
@@ -227,9 +227,15 @@ def _node(where: str, text: str, number: Mapping[str, int]) -> int:
 
 def _our_info(value: object, tokens: list[str]) -> GraphInfo:
     where = f"metadata.{OURS}"
-    numbers = {one.name: or_null(NUMBER) for one in fields(GraphInfo) if one.name not in _OUR_TYPES}
+    numbers = {
+        one.name: or_null(NUMBER) if one.default is None else NUMBER
+        for one in fields(GraphInfo)
+        if one.name not in _OUR_TYPES
+    }
     record = check_object(where, value, _OUR_TYPES | numbers, {})
     known = {one.name: record[one.name] for one in fields(GraphInfo)}
+    if not 0 <= record["n_layers"] <= MOST_LAYERS:
+        raise GraphError(f"{where}: n_layers is {shown(record['n_layers'])}; expected 0 to {MOST_LAYERS}.")
     lists = {name: tuple(record[name]) for name in ("tokens", "token_ids", "words")}
     if list(lists["tokens"]) != tokens:
         raise GraphError(f"{where}: tokens are not those in prompt_tokens; export the graph again.")

@@ -25,6 +25,7 @@ from graphs.interchange_fields import (
 )
 
 OURS = "clt_tracer"
+MOST_LAYERS = 10_000
 VIRTUAL = 1_000_000_000
 """Vocabulary number of the first target that is no token: the format knows them by numbers past the vocabulary."""
 
@@ -257,8 +258,10 @@ def _layer(where: str, layer: str | int, kind: NodeKind) -> int:
     if kind == NodeKind.TOKEN:
         return -1
     text = str(layer)
-    if not re.fullmatch("[0-9]{1,6}", text, re.ASCII):
-        raise GraphError(f"{where}: layer is {shown(layer)}; expected the number of a layer, or 'E' for embeddings.")
+    if not re.fullmatch("[0-9]{1,6}", text, re.ASCII) or int(text) > MOST_LAYERS + 1:
+        raise GraphError(
+            f"{where}: layer is {shown(layer)}; expected the number of a layer up to {MOST_LAYERS}, or 'E' for embeddings."
+        )
     return int(text)
 
 

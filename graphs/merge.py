@@ -73,7 +73,7 @@ class Merged:
         return self.edge_count / self.n_graphs
 
 
-def merge(graphs: Sequence[AttributionGraph], *, alignment: str = "diff") -> Merged:
+def merge_graphs(graphs: Sequence[AttributionGraph], *, alignment: str = "diff") -> Merged:
     """The union of the graphs; what has a high share of them is their consensus."""
     if len(graphs) < 2:
         raise GraphError(f"{len(graphs)} graphs were given; give two or more to compare.")

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from graphs import AttributionGraph, GraphStore, NodeKind
 from graphs.comparisons import Comparison
-from graphs.merge import Merged, merge, threshold_grid
+from graphs.merge import Merged, merge_graphs, threshold_grid
 from tracer.commands import progress, table_text
 from tracer.errors import TraceError
 
@@ -37,7 +37,7 @@ def diff(store: GraphStore, first: str, second: str, alignment: str, name: str |
     return "\n".join([*lines, "", _saved(store, about)])
 
 
-def merge_graphs(store: GraphStore, graph_ids: Sequence[str], alignment: str, name: str | None, least: float) -> str:
+def merge(store: GraphStore, graph_ids: Sequence[str], alignment: str, name: str | None, least: float) -> str:
     """Merge several graphs, save the union, and tell what at least so many of them share."""
     ids = list(dict.fromkeys(graph_ids))
     if len(ids) < 2:
@@ -86,7 +86,7 @@ def _compared(
     config = json.dumps(settings or {}, sort_keys=True)
     digest = hashlib.sha256(json.dumps([kind, list(ids), alignment, config]).encode()).hexdigest()[:8]
     about = Comparison(name or f"{kind}-{digest}", kind, ids, alignment, datetime.now(UTC), config)
-    merged = merge(graphs, alignment=alignment)
+    merged = merge_graphs(graphs, alignment=alignment)
     store.save_comparison(about, merged)
     return merged, about
 

@@ -62,7 +62,7 @@ def merge(graphs: tuple[str, ...], query: str | None, **options: Any) -> None:
     from tracer import compare
 
     store = GraphStore(options.pop("store"))
-    click.echo(compare.merge_graphs(store, compare.chosen_graphs(store, graphs, query), **options))
+    click.echo(compare.merge(store, compare.chosen_graphs(store, graphs, query), **options))
 
 
 @click.command("stability")

@@ -7,7 +7,7 @@ import pytest
 from graphs import GraphError, GraphStore
 from graphs.annotations import Annotations, Supernode
 from graphs.comparisons import Comparison
-from graphs.merge import merge
+from graphs.merge import merge_graphs
 
 
 def about(name="pair", kind="diff", ids=("a", "b")):
@@ -20,7 +20,7 @@ def store(tmp_path):
 
 
 def test_a_comparison_is_found_in_sql(store, random_graph):
-    merged = merge([random_graph(0), random_graph(1)])
+    merged = merge_graphs([random_graph(0), random_graph(1)])
     store.save_comparison(about(), merged)
     [row] = store.sql("FROM comparisons").to_pylist()
     assert (row["comparison"], row["kind"], row["graph_ids"], row["n_graphs"]) == ("pair", "diff", ["a", "b"], 2)
@@ -34,13 +34,16 @@ def test_a_comparison_is_found_in_sql(store, random_graph):
 
 
 def test_a_merge_has_no_first_and_second_graph(store, random_graph):
-    store.save_comparison(about(kind="merge"), merge([random_graph(0), random_graph(1)]))
+    store.save_comparison(about(kind="merge"), merge_graphs([random_graph(0), random_graph(1)]))
     query = "SELECT count(in_a) + count(activation_a) + count(influence_b) AS n FROM comparison_nodes"
     assert store.sql(query).to_pylist() == [{"n": 0}]
 
 
 def test_saving_again_replaces_and_a_damaged_comparison_is_left_out(store, random_graph):
-    small, large = merge([random_graph(0), random_graph(0)]), merge([random_graph(0), random_graph(1), random_graph(2)])
+    small, large = (
+        merge_graphs([random_graph(0), random_graph(0)]),
+        merge_graphs([random_graph(0), random_graph(1), random_graph(2)]),
+    )
     store.save_comparison(about(), small)
     store.save_comparison(about("other"), small)
     store.save_comparison(about(), large)
@@ -55,7 +58,7 @@ def test_saving_again_replaces_and_a_damaged_comparison_is_left_out(store, rando
 @pytest.mark.parametrize("name", ["../x", "", "A", "a/b", "a\0", ".x", "x" * 65])
 def test_what_is_no_name_never_becomes_a_path(store, random_graph, name):
     with pytest.raises(GraphError, match="is no name; it has up to 64"):
-        store.save_comparison(about(name), merge([random_graph(0), random_graph(0)]))
+        store.save_comparison(about(name), merge_graphs([random_graph(0), random_graph(0)]))
     assert not (store.folder / "comparisons").exists()
 
 

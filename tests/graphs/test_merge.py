@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from graphs import GraphError, NodeKind, prune
 from graphs.alignment import align
-from graphs.merge import merge, threshold_grid
+from graphs.merge import merge_graphs, threshold_grid
 
 
 def rows(graph, places):
@@ -21,7 +21,7 @@ def rows(graph, places):
 
 def test_a_graph_merged_with_itself_is_itself(random_graph):
     graph = random_graph(0)
-    merged = merge([graph, graph, graph])
+    merged = merge_graphs([graph, graph, graph])
     assert (merged.count == 3).all() and (merged.share == 1).all()
     assert len(merged.kind) == graph.n_nodes
     assert (merged.edge_share == 1).all()
@@ -35,7 +35,7 @@ def test_a_graph_merged_with_itself_is_itself(random_graph):
 @given(seeds=st.lists(st.integers(0, 30), min_size=2, max_size=5))
 def test_counts_and_means_are_those_of_a_dictionary(random_graph, seeds):
     graphs = [random_graph(seed) for seed in seeds]
-    merged = merge(graphs, alignment="start")
+    merged = merge_graphs(graphs, alignment="start")
     weights, nodes = {}, {}
     for graph in graphs:
         key = rows(graph, np.arange(9))
@@ -56,7 +56,7 @@ def test_counts_and_means_are_those_of_a_dictionary(random_graph, seeds):
 def test_a_diff_has_the_values_of_both(make_graph):
     first = make_graph("tfl", [(0, 1, 1.0), (1, 2, 2.0)], influence=[0.5, 0.25, np.nan])
     second = make_graph("tfl", [(0, 1, 3.0), (0, 2, 4.0)], influence=[0.5, 0.75, np.nan])
-    merged = merge([first, second])
+    merged = merge_graphs([first, second])
     assert merged.kind.tolist() == [NodeKind.TOKEN, NodeKind.FEATURE, NodeKind.LOGIT]
     assert list(zip(merged.source.tolist(), merged.target.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2)]
     assert merged.weight.first.tolist()[0] == 1.0
@@ -75,7 +75,7 @@ def test_without_places_a_feature_is_the_same_everywhere_and_its_edges_are_added
                        feature=[-1, 5, 5, -1], activation=[np.nan, 1.0, 4.0, np.nan])  # fmt: skip
     second = make_graph("tfl", [(0, 1, 1.0)], info=info, position=[0, 1, 1], feature=[-1, 5, -1], token_id=[0, -1, 3],
                         activation=[np.nan, 2.0, np.nan])  # fmt: skip
-    merged = merge([first, second], alignment="anywhere")
+    merged = merge_graphs([first, second], alignment="anywhere")
     assert merged.position.tolist() == [-1, -1, -1]
     assert merged.count.tolist() == [2, 2, 2]
     assert merged.weight.mean.tolist() == [1.0, 5.0]
@@ -107,7 +107,7 @@ def test_the_grid_prunes_at_every_pair_of_thresholds(random_graph):
     graph = random_graph(1)
     grid = threshold_grid(graph, [0.5, 0.9], [0.9, 0.99])
     assert grid[2] == prune(graph, node_threshold=0.9, edge_threshold=0.9)
-    merged = merge(grid)
+    merged = merge_graphs(grid)
     strictest = {(int(s), int(t)) for s, t in zip(grid[0].source, grid[0].target, strict=True)}
     assert (merged.edge_count == 4).sum() <= len(strictest)
     assert merged.n_graphs == 4
@@ -115,4 +115,4 @@ def test_the_grid_prunes_at_every_pair_of_thresholds(random_graph):
 
 def test_one_graph_is_nothing_to_compare(random_graph):
     with pytest.raises(GraphError, match="1 graphs were given; give two or more"):
-        merge([random_graph(0)])
+        merge_graphs([random_graph(0)])
