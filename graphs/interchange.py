@@ -281,7 +281,7 @@ def _with_texts(columns: dict[str, ndarray], info: Any) -> dict[str, ndarray]:
     for name, texts in (("token", info.tokens), ("word", info.words)):
         own = columns[name]
         usual = np.array([*texts, ""], object)[place]
-        columns[name] = np.where(np.equal(own, None), usual, own)
+        columns[name] = np.where([text is None for text in own], usual, own)
     return columns
 
 

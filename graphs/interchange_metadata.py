@@ -233,7 +233,7 @@ def _our_info(value: object, tokens: list[str]) -> GraphInfo:
         if one.name not in _OUR_TYPES
     }
     record = check_object(where, value, _OUR_TYPES | numbers, {})
-    known = {one.name: record[one.name] for one in fields(GraphInfo)}
+    known: dict[str, Any] = {one.name: record[one.name] for one in fields(GraphInfo)}
     if not 0 <= record["n_layers"] <= MOST_LAYERS:
         raise GraphError(f"{where}: n_layers is {shown(record['n_layers'])}; expected 0 to {MOST_LAYERS}.")
     lists = {name: tuple(record[name]) for name in ("tokens", "token_ids", "words")}

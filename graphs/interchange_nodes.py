@@ -260,7 +260,7 @@ def _layer(where: str, layer: str | int, kind: NodeKind) -> int:
     text = str(layer)
     if not re.fullmatch("[0-9]{1,6}", text, re.ASCII) or int(text) > MOST_LAYERS + 1:
         raise GraphError(
-            f"{where}: layer is {shown(layer)}; expected the number of a layer up to {MOST_LAYERS}, or 'E' for embeddings."
+            f"{where}: layer is {shown(layer)}; expected a number up to {MOST_LAYERS}, or 'E' for embeddings."
         )
     return int(text)
 

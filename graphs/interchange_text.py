@@ -63,7 +63,7 @@ class _Text:
     def __init__(self, file: TextIO, name: str, on_progress: Callable[[int], None]) -> None:
         self.file, self.name, self.on_progress = file, name, on_progress
         self.buffer, self.place, self.before, self.ended = "", 0, 0, False
-        self.scan = JSONDecoder().scan_once
+        self.scan: Callable[[str, int], tuple[Any, int]] = JSONDecoder().scan_once  # type: ignore[attr-defined]
 
     def mark(self, *expected: str) -> str:
         """The next character that is not blank, which must be one of those expected; it is not passed."""

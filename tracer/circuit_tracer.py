@@ -179,7 +179,7 @@ def _info(
 def _texts(columns: dict[str, ndarray], info: GraphInfo) -> dict[str, ndarray]:
     """Tokens, words and labels of the nodes."""
     place, name = columns["position"], columns["token"]
-    named = ~np.equal(name, None)
+    named = np.array([text is not None for text in name], bool)
     token = np.where(named, name, np.array(info.tokens, object)[place])
     word = np.where(named, [str(text).strip() for text in name], np.array(info.words, object)[place])
     return {"token": token, "word": word, "label": np.full(len(place), "", object)}

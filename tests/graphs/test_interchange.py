@@ -248,7 +248,7 @@ def test_every_schema_rule_is_told_with_its_place(document):
     assert (
         broken(("nodes", feature, "feature"), "7") == f"node '{name}': feature is '7'; expected a whole number or null."
     )
-    assert broken(("nodes", feature, "layer"), "x").startswith(f"node '{name}': layer is 'x'; expected the number")
+    assert broken(("nodes", feature, "layer"), "x").startswith(f"node '{name}': layer is 'x'; expected a number")
     assert broken(("links", 3, "weight"), "1").endswith(": weight is '1'; expected a finite number.")
     assert broken(("links", 3, "weight"), None).endswith(" has no weight; expected a finite number.")
 
