@@ -108,12 +108,13 @@ def comparison_contents(folder: Path) -> dict[str, Any]:
         if not _NAME.fullmatch(path.stem):
             continue
         try:
-            head = pq.read_table(path, partitioning=None)
+            with pq.ParquetFile(path) as file:
+                head = file.read()
             nonce = (head.schema.metadata or {}).get(_NONCE, b"").decode("ascii", "replace")
             data = [path.with_name(f"{path.stem}.{nonce}.{name}.parquet") for name in ("nodes", "edges")]
-            for file, name in zip(data, ("comparison_nodes", "comparison_edges"), strict=True):
-                if not pq.read_schema(file).equals(tables()[name]):
-                    raise GraphError(f"{file.name} does not have the columns of table {name}")
+            for part, name in zip(data, ("comparison_nodes", "comparison_edges"), strict=True):
+                if not pq.read_schema(part).equals(tables()[name]):
+                    raise GraphError(f"{part.name} does not have the columns of table {name}")
             heads.append(head.replace_schema_metadata(heads[0].schema.metadata).cast(heads[0].schema))
         except (GraphError, pa.ArrowException, OSError):
             continue

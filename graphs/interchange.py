@@ -105,8 +105,8 @@ def validate_json(
     """The graph, if Neuronpedia would take the file and show it. Raises `GraphError` that names node and field."""
     found = from_json(source, on_progress=on_progress)
     if found.deviations:
-        more = f" ({len(found.deviations) - 1} more)" if len(found.deviations) > 1 else ""
-        raise GraphError(found.deviations[0] + more)
+        first, *others = found.deviations
+        raise GraphError(first + (f" ({len(others)} more)" if others else ""))
     return found.graph
 
 

@@ -241,7 +241,8 @@ def _our_info(value: object, tokens: list[str]) -> GraphInfo:
         raise GraphError(f"{where}: tokens are not those in prompt_tokens; export the graph again.")
     if not all(is_whole(number) and abs(number) < 1 << 31 for number in lists["token_ids"]):
         raise GraphError(f"{where}: token_ids holds what is no number of a token; export the graph again.")
-    return GraphInfo(**known | lists | {"created_at": _parsed(record["created_at"])})
+    known |= {**lists, "created_at": _parsed(record["created_at"])}
+    return GraphInfo(**known)
 
 
 def _settings(info: GraphInfo) -> dict[str, Any]:
