@@ -133,10 +133,10 @@ def open_in_viewer(store: Path, graph_id: str) -> list[float]:
 
     client = create_app(GraphStore(store)).test_client()
     seconds = []
-    for address in (f"/g/{graph_id}", f"/api/graphs/{graph_id}", f"/api/graphs/{graph_id}/nodes/5000"):
+    for address in (f"/g/{graph_id}", f"/api/graphs/{graph_id}", f"/api/graphs/{graph_id}/nodes/100"):
         start = time.perf_counter()
         answer = client.get(address)
-        assert answer.status_code in (200, 404), answer.status
+        assert answer.status_code == 200, answer.status
         seconds.append(time.perf_counter() - start)
     return seconds
 
