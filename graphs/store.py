@@ -2,6 +2,8 @@
 
 store.json             the version of the format
 graphs/<graph_id>/     one graph, see `graphs.folder`
+annotations/<graph_id>.json  what people added to it, see `graphs.annotations`
+comparisons/           several graphs as one, see `graphs.comparisons`
 features/<name>.parquet  what is known about the features of one transcoder
 """
 
@@ -24,11 +26,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from graphs import database
+from graphs.annotations import NOTHING, Annotations, read_annotations, supernode_table, write_annotations
 from graphs.columns import info_from_row
+from graphs.comparisons import Comparison, comparison_contents, save_comparison
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, is_temporary, locked_folder, reading, write_atomically
 from graphs.folder import DAMAGE, HEAD, Checked, Head, check_graph, is_unchanged, read_graph, write_graph
 from graphs.graph import AttributionGraph, GraphInfo
+from graphs.merge import Merged
 from graphs.schema import SCHEMA_VERSION, tables
 
 FORMAT = "clt-tracer store"
@@ -66,14 +71,29 @@ class GraphStore:
         self._checked: dict[str, Checked] = {}
         _check_folder(self.folder)
 
-    def save(self, graph: AttributionGraph) -> str:
-        """Put the graph into the store and return its id; the same question asked again replaces its graph."""
+    def save(self, graph: AttributionGraph, annotations: Annotations | None = None) -> str:
+        """Put the graph into the store and return its id; the same question asked again replaces its graph.
+
+        What people added to it stays, or becomes what is given.
+        """
         graph_id = _graph_id(graph.info)
         with file_errors_as_graph_errors(f"save graph {graph_id} to {self.folder}"):
             _create(self.folder)
             with locked_folder(self._path(graph_id)):
+                if annotations is not None:
+                    write_annotations(self.folder, graph_id, annotations)  # first, so that no graph lacks them
                 write_graph(self._path(graph_id), graph, graph_id)
         return graph_id
+
+    def annotations(self, graph_id: str) -> Annotations:
+        """What people added to the graph."""
+        self._existing(graph_id)
+        return read_annotations(self.folder, graph_id)
+
+    def annotate(self, graph_id: str, annotations: Annotations) -> None:
+        """Replace what people added to the graph."""
+        with locked_folder(self._existing(graph_id)):
+            write_annotations(self.folder, graph_id, annotations)
 
     def load(self, graph_id: str) -> AttributionGraph:
         """The graph that was saved under this id. Raises `GraphError` if there is none or its files are damaged."""
@@ -123,6 +143,7 @@ class GraphStore:
         with file_errors_as_graph_errors(f"delete graph {graph_id} from {self.folder}"), locked_folder(folder):
             (folder / HEAD).unlink(missing_ok=True)  # first, so that what is left is no graph
             shutil.rmtree(folder)
+            write_annotations(self.folder, graph_id, NOTHING)
 
     def save_features(self, table: pa.Table, transcoder: str) -> None:
         """Put what is known about a transcoder's features into the store, in place of what was known before."""
@@ -140,6 +161,11 @@ class GraphStore:
             _create(self.folder)
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, partial(pq.write_table, rows, compression="zstd"))
+
+    def save_comparison(self, about: Comparison, merged: Merged) -> None:
+        """Put a comparison of graphs into the store, in place of one of the same name."""
+        _create(self.folder)
+        save_comparison(self.folder, about, merged)
 
     def has_features(self, transcoder: str) -> bool:
         """Whether the store knows the features of this transcoder."""
@@ -215,6 +241,8 @@ class GraphStore:
             "nodes": [(head.nodes, graph_id) for head, graph_id in zip(heads, ids, strict=True)],
             "edges": [(head.edges, graph_id) for head, graph_id in zip(heads, ids, strict=True)],
             "features": features,
+            "supernodes": supernode_table(self.folder, ids),
+            **comparison_contents(self.folder),
         }
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tracer.compare_command import diff, merge, stability
+from tracer.exchange_command import export, import_
 from tracer.train_command import train
 
 if TYPE_CHECKING:
@@ -318,7 +320,8 @@ def convert(source: str, folder: Path, dtype: str | None, **overrides: str | Non
     click.echo(commands.convert_transcoder(source, folder, dtype, given))
 
 
-cli.add_command(train)
+for command in (train, export, import_, diff, merge, stability):
+    cli.add_command(command)
 
 
 def main() -> None:

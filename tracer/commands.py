@@ -44,7 +44,7 @@ def trace_and_save(
 
     if model is None:
         lab.check_words(prompt)
-    with _progress() as step:
+    with progress() as step:
         step("loading the model", 0, 0)
         import huggingface_hub
         import torch
@@ -65,7 +65,7 @@ def trace_and_save(
         name = None
     # downloads have their own bars
     replacement = ReplacementModel.load(model, transcoder, device=place, dtype=getattr(torch, dtype), name=name)
-    with _progress() as step:
+    with progress() as step:
         done = trace(
             prompt, replacement, config, labels=lab.labels(features) if features else None,
             on_progress=lambda n, total: step("attributing features", n, total),
@@ -88,7 +88,7 @@ def convert_transcoder(source: str, folder: Path, dtype: str | None, overrides: 
     from transcoders import convert, open_stored
 
     stored = open_stored(source, **overrides)
-    with _progress() as step:
+    with progress() as step:
         convert(
             stored, folder, dtype=getattr(torch, dtype) if dtype else None,
             on_layer=lambda done, total: step("converting layers", done, total),
@@ -164,7 +164,7 @@ def graph_list(store: GraphStore, *, as_json: bool) -> str:
     ]  # fmt: skip
     if as_json:
         return json.dumps(rows, ensure_ascii=False, indent=2)
-    return _table_text(pa.Table.from_pylist(rows)) if rows else "no graphs yet"
+    return table_text(pa.Table.from_pylist(rows)) if rows else "no graphs yet"
 
 
 def write_table(table: pa.Table, form: str, output: Path | None) -> None:
@@ -184,7 +184,7 @@ def write_table(table: pa.Table, form: str, output: Path | None) -> None:
         case "jsonl":
             text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.to_pylist())
         case _:
-            text = _table_text(table) + "\n"
+            text = table_text(table) + "\n"
     if output is None:
         sys.stdout.write(text)
     else:
@@ -194,7 +194,7 @@ def write_table(table: pa.Table, form: str, output: Path | None) -> None:
 def _text(record: dict, graph: AttributionGraph) -> str:
     """The circuit as a person would tell it."""
     scores, counts = record["scores"], record["counts"]
-    skipped = record["skipped_influence"] / logit_weights(graph).sum()
+    skipped = record["skipped_influence"] / max(logit_weights(graph).sum(), np.finfo(np.float64).tiny)
     lines = [
         f"Prompt   {record['prompt']}",
         f"Tokens   {' '.join(token.strip() for token in record['tokens'])}",
@@ -214,10 +214,15 @@ def _text(record: dict, graph: AttributionGraph) -> str:
     lines.append(f"Scores   replacement {scores['replacement']:.2f}, completeness {scores['completeness']:.2f}")
     if scores["pruned_replacement"] is not None:
         lines[-1] += f"; after pruning {scores['pruned_replacement']:.2f} and {scores['pruned_completeness']:.2f}"
-    lines.append(
-        f"Checked  edges + bias = pre-activation to {record['conservation_error']:.0e}; logits reproduced to "
-        f"{record['logits_error']:.0e}; at most {skipped:.2%} of the influence was skipped"
-    )
+    if np.isnan(graph.pre_activation).all():
+        lines.append(
+            "Checked  nothing: the graph was imported, and its file has no biases; its scores are those of the file"
+        )
+    else:
+        lines.append(
+            f"Checked  edges + bias = pre-activation to {record['conservation_error']:.0e}; logits reproduced to "
+            f"{record['logits_error']:.0e}; at most {skipped:.2%} of the influence was skipped"
+        )
     if record["row_share"] < 1:
         lines.append(f"Left out of each target's inputs the smallest, which hold {1 - record['row_share']:.2%} at most")
     lines.append(f"Saved    {record['graph_id']} in {record['store']} ({record['seconds']:.2f} s)")
@@ -264,7 +269,7 @@ def _example_query(graph: AttributionGraph) -> str:
     return f"FROM strongest_path('{word}')" if word.isalnum() else "FROM graphs"
 
 
-def _table_text(table: pa.Table) -> str:
+def table_text(table: pa.Table) -> str:
     """A table for people: as wide as it needs to be when not on a terminal."""
     shown = Table(show_edge=False, header_style="bold")
     for column in table.schema:
@@ -297,7 +302,7 @@ def _flat(table: pa.Table) -> pa.Table:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on stderr that leaves nothing behind; silent where stderr is no terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
