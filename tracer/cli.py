@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tracer.evaluate_command import evaluate
+
 if TYPE_CHECKING:
     from graphs import GraphStore
 
@@ -314,6 +316,9 @@ def convert(source: str, folder: Path, dtype: str | None, **overrides: str | Non
 
     given = {name: value for name, value in overrides.items() if value is not None}
     click.echo(commands.convert_transcoder(source, folder, dtype, given))
+
+
+cli.add_command(evaluate)
 
 
 def main() -> None:
