@@ -1,18 +1,27 @@
 """The `trace evaluate` command: its options and what they lead to."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from tracer.material import Material
+    from tracer.replacement import ReplacementModel
 
 
 @click.command("evaluate")
 @click.option("--model", help="Hugging Face model directory or NAME[@REVISION].  [default: the bundled lab model]")
 @click.option("--transcoder", help="Transcoder for that model: a folder in any known layout, or a Hub id.")
-@click.option("--data", help="Text: a file or folder (text, JSONL, Parquet) or a Hub data set; every token is an answer.")
+@click.option(
+    "--data", help="Text: a file or folder (text, JSONL, Parquet) or a Hub data set; every token is an answer."
+)
 @click.option(
     "--prompts",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Prompts, one a line or in a column of JSONL or Parquet: the answer is what follows.  [default: those bundled]",
+    help="Prompts, one a line or in a column of JSONL or Parquet; the answer follows.  [default: some bundled ones]",
 )
 @click.option("--column", default="text", show_default=True, help="Column of the text in JSONL, Parquet and Hub data.")
 @click.option("--split", default="train", show_default=True, help="Part of a Hub data set.")
@@ -46,9 +55,6 @@ def evaluate(
       trace evaluate --transcoder run/transcoder --json
       trace evaluate --model org/model --transcoder run/transcoder --data texts.jsonl --tokens 50000
     """
-    import json
-
-    from tracer.commands import load_replacement, progress
     from tracer.errors import TraceError
 
     if model is not None and (transcoder is None or (data is None and prompts is None)):
@@ -59,31 +65,69 @@ def evaluate(
         raise TraceError(f"the folder of {html} does not exist; make it first.")
     if min(tokens, context) < 2 or graphs < 0:
         raise TraceError("expected 2 or more --tokens and --context, and 0 or more --graphs.")
-    replacement = load_replacement(model, transcoder, device, dtype)
-    from tracer import lab
-    from tracer.evaluation import evaluate, ready_to_evaluate
-    from tracer.evaluation_page import evaluation_page
-    from tracer.evaluation_report import evaluation_record, evaluation_text
-    from tracer.material import material_of_corpus, material_of_prompts, read_prompts
-    from transcoders.corpus import open_corpus
-    from transcoders.files import told_in_one_line, write_atomically
+    from tracer.commands import load_replacement, progress
 
+    replacement = load_replacement(model, transcoder, device, dtype)
     with progress() as step:
         step("reading the data", 0, 0)
-        if data is not None:
-            material = material_of_corpus(
-                replacement, open_corpus(data, column=column, split=split), context=context, n_tokens=tokens,
-                n_graphs=graphs,
-            )  # fmt: skip
+        if data is None:
+            material = _prompts(replacement, prompts, column, graphs, bundled=model is None)
         else:
-            path = prompts or lab.folder() / "prompts.txt"
-            material = material_of_prompts(replacement, read_prompts(path, column), path.name, graphs)
-        if model is None:
-            for prompt in material.traced:
-                lab.check_words(prompt)
-        step("reading the transcoder", 0, 0)
-        ready = ready_to_evaluate(replacement, transcoder or lab.folder() / "transcoder")
-        record = evaluation_record(evaluate(ready, material, on_progress=step))
+            material = _text(replacement, data, column, split, context, tokens, graphs, bundled=model is None)
+        record = _record(replacement, transcoder, material, step)
+    _tell(record, as_json=as_json, html=html)
+
+
+def _prompts(
+    replacement: "ReplacementModel", path: Path | None, column: str, graphs: int, *, bundled: bool
+) -> "Material":  # fmt: skip
+    """The named prompts, or some bundled ones."""
+    from tracer import lab
+    from tracer.material import material_of_prompts, read_prompts
+
+    path = path or lab.folder() / "prompts.txt"
+    prompts = read_prompts(path, column)
+    if bundled:
+        for prompt in prompts:
+            lab.check_words(prompt)
+    return material_of_prompts(replacement, prompts, path.name, graphs)
+
+
+def _text(
+    replacement: "ReplacementModel", data: str, column: str, split: str, context: int, tokens: int, graphs: int, *,
+    bundled: bool,
+) -> "Material":  # fmt: skip
+    from tracer import lab
+    from tracer.material import material_of_corpus
+    from transcoders.corpus import open_corpus
+
+    corpus = open_corpus(data, column=column, split=split)
+    material = material_of_corpus(replacement, corpus, context=context, n_tokens=tokens, n_graphs=graphs)
+    if bundled:
+        for prompt in material.traced:
+            lab.check_words(prompt)
+    return material
+
+
+def _record(
+    replacement: "ReplacementModel", transcoder: str | None, material: "Material",
+    step: Callable[[str, int, int], None],
+) -> dict[str, Any]:  # fmt: skip
+    from tracer import lab
+    from tracer.evaluation import evaluate, ready_to_evaluate
+    from tracer.evaluation_report import evaluation_record
+
+    step("reading the transcoder", 0, 0)
+    ready = ready_to_evaluate(replacement, transcoder or lab.folder() / "transcoder")
+    return evaluation_record(evaluate(ready, material, on_progress=step))
+
+
+def _tell(record: dict[str, Any], *, as_json: bool, html: Path | None) -> None:
+    """The numbers to stdout, and the page to its file."""
+    from tracer.evaluation_page import evaluation_page
+    from tracer.evaluation_report import evaluation_text
+    from transcoders.files import told_in_one_line, write_atomically
+
     click.echo(json.dumps(record, ensure_ascii=False, indent=2) if as_json else evaluation_text(record))
     if html is not None:
         with told_in_one_line(f"write {html}"):

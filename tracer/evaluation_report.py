@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
@@ -40,11 +41,14 @@ def evaluation_record(done: Evaluation) -> dict[str, Any]:
             for layer in range(config.n_layers)
         ],
         "by_norm": [
-            _between(NORMS, i) | _bucket_record(errors, config.n_layers) for i, errors in enumerate(done.by_norm)
+            {"name": name} | _bucket_record(errors, config.n_layers)
+            for name, errors in zip(bucket_names(NORMS), done.by_norm, strict=True)
         ],
         "by_position": [
-            _between(POSITIONS, i) | _bucket_record(errors, config.n_layers) | _agreement(answers)
-            for i, (errors, answers) in enumerate(zip(done.by_position, done.answers_by_position, strict=True))
+            {"name": name} | _bucket_record(errors, config.n_layers) | _agreement(answers)
+            for name, errors, answers in zip(
+                bucket_names(POSITIONS), done.by_position, done.answers_by_position, strict=True
+            )
         ],
         "at_answer": None if done.last is None else _bucket_record(done.last, config.n_layers),
         "density_bounds": list(DENSITIES),
@@ -63,12 +67,10 @@ def evaluation_record(done: Evaluation) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def bucket_name(bucket: dict[str, Any]) -> str:
-    """Where a bucket begins and ends."""
-    low, high = bucket["from"], bucket["below"]
-    if low is None:
-        return f"under {high:g}"
-    return f"{low:g} and more" if high is None else f"{low:g} to under {high:g}"
+def bucket_names(bounds: Sequence[float]) -> list[str]:
+    """What lies below the first bound, between each and the next, and above the last."""
+    between = [f"{low:g} to <{high:g}" for low, high in pairwise(bounds)]
+    return [f"<{bounds[0]:g}", *between, f"≥{bounds[-1]:g}"]
 
 
 def evaluation_text(record: dict[str, Any]) -> str:
@@ -79,9 +81,9 @@ def evaluation_text(record: dict[str, Any]) -> str:
         f"{record['n_features']} features",
         f"Data        {record['data']}: {record['tokens']:,} tokens in {record['sequences']:,} sequences, "
         f"{record['answers']:,} answers",
-        f"Answers     top-1 match {_share(record['top1_match'])}, KL {_number(record['kl'])} nats, all MLPs replaced",
-        f"Errors      NMSE {_number(record['nmse'])}, relative error {_number(record['relative_error'])} per token",
-        f"Features    L0 {record['l0']:.1f} per token over all layers, {_share(record['dead'])} never fire here",
+        f"Answers     top-1 match {share(record['top1_match'])}, KL {number(record['kl'])} nats, all MLPs replaced",
+        f"Errors      NMSE {number(record['nmse'])}, relative error {number(record['relative_error'])} per token",
+        f"Features    L0 {record['l0']:.1f} per token over all layers, {share(record['dead'])} never fire here",
     ]
     if graphs["prompts"]:
         lines.append(
@@ -91,12 +93,22 @@ def evaluation_text(record: dict[str, Any]) -> str:
     return "\n\n".join(["\n".join(lines), _layer_table(record), _bucket_tables(record), *_prompt_table(record)])
 
 
+def share(value: float | None) -> str:
+    """As a percentage; nothing where there is none."""
+    return "" if value is None else f"{value:.1%}"
+
+
+def number(value: float | None) -> str:
+    """With four decimals; nothing where there is none."""
+    return "" if value is None else f"{value:.4f}"
+
+
 def _layer_table(record: dict[str, Any]) -> str:
     rows = [
         [
-            str(one["layer"]), _number(one["nmse"]), _number(one["relative_error"]), f"{one['l0']:.1f}",
-            _share(one["dead"]), _share(one["alone"]["top1_match"]), _number(one["alone"]["kl"]),
-            _share(one["up_to"]["top1_match"]), _number(one["up_to"]["kl"]),
+            str(one["layer"]), number(one["nmse"]), number(one["relative_error"]), f"{one['l0']:.1f}",
+            share(one["dead"]), share(one["alone"]["top1_match"]), number(one["alone"]["kl"]),
+            share(one["up_to"]["top1_match"]), number(one["up_to"]["kl"]),
         ]
         for one in record["layers"]
     ]  # fmt: skip
@@ -108,14 +120,15 @@ def _layer_table(record: dict[str, Any]) -> str:
 
 def _bucket_tables(record: dict[str, Any]) -> str:
     columns = ["", "share of tokens", "NMSE", "rel. error", "L0"]
-    norms = [_bucket_row(bucket_name(one), one, record) for one in record["by_norm"]]
+    norms = [_bucket_row(one["name"], one, record) for one in record["by_norm"] if one["tokens"]]
     places = [
-        [*_bucket_row(bucket_name(one), one, record), _share(one["top1_match"]), _number(one["kl"])]
+        [*_bucket_row(one["name"], one, record), share(one["top1_match"]), number(one["kl"])]
         for one in record["by_position"]
+        if one["tokens"]
     ]
     if record["at_answer"] is not None:
         here = _bucket_row("last", record["at_answer"], record)
-        places.append([*here, _share(record["top1_match"]), _number(record["kl"])])
+        places.append([*here, share(record["top1_match"]), number(record["kl"])])
     return "\n\n".join(
         [
             _table("By norm of the MLP output, in root mean squares of its layer", columns, norms),
@@ -127,7 +140,7 @@ def _bucket_tables(record: dict[str, Any]) -> str:
 def _bucket_row(name: str, bucket: dict[str, Any], record: dict[str, Any]) -> list[str]:
     share = bucket["tokens"] / (record["tokens"] * record["n_layers"])
     l0 = "" if bucket["l0"] is None else f"{bucket['l0']:.1f}"
-    return [name, _share(share), _number(bucket["nmse"]), _number(bucket["relative_error"]), l0]
+    return [name, share(share), number(bucket["nmse"]), number(bucket["relative_error"]), l0]
 
 
 def _prompt_table(record: dict[str, Any]) -> list[str]:
@@ -137,7 +150,7 @@ def _prompt_table(record: dict[str, Any]) -> list[str]:
     rows = [
         [
             one["prompt"], f"{one['answer'].strip()} {one['probability']:.1%}", one["replaced_answer"].strip(),
-            _number(one["kl"]), f"{one['replacement']:.3f}", f"{one['completeness']:.3f}", str(one["active_features"]),
+            number(one["kl"]), f"{one['replacement']:.3f}", f"{one['completeness']:.3f}", str(one["active_features"]),
         ]
         for one in prompts
     ]  # fmt: skip
@@ -156,14 +169,6 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *,
     console.print(shown)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _of_layer(errors: Errors, layer: int) -> dict[str, float | None]:
@@ -193,11 +198,6 @@ def _agreement(compared: Comparison) -> dict[str, float | None]:
     if len(compared.kl) == 0:
         return {"top1_match": None, "kl": None}
     return {"top1_match": compared.top1_match, "kl": compared.mean_kl}
-
-
-def _between(bounds: Sequence[float], i: int) -> dict[str, float | None]:
-    """The i-th bucket: from its lower bound to below its upper one."""
-    return {"from": bounds[i - 1] if i else None, "below": bounds[i] if i < len(bounds) else None}
 
 
 def _mean(values: Sequence[float]) -> float | None:

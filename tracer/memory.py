@@ -7,7 +7,6 @@ import torch
 
 from tracer.errors import TraceError
 
-
 TRACE_LESS = (
     "attribute fewer features (--max-features 5000, or a lower --coverage), shorten the prompt, or load the weights in "
     "half precision (--dtype bfloat16)"

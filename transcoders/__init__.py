@@ -8,6 +8,18 @@ from transcoders.model import CrossLayerTranscoder
 from transcoders.train import Reporting, Stopped, train
 
 __all__ = [
-    "CrossLayerTranscoder", "Report", "TrainConfig", "TranscoderConfig", "TranscoderError",
-    "Reporting", "Stopped", "convert", "evaluate", "load", "load_on_demand", "open_stored", "save", "train",
+    "CrossLayerTranscoder",
+    "Report",
+    "Reporting",
+    "Stopped",
+    "TrainConfig",
+    "TranscoderConfig",
+    "TranscoderError",
+    "convert",
+    "evaluate",
+    "load",
+    "load_on_demand",
+    "open_stored",
+    "save",
+    "train",
 ]  # fmt: skip
