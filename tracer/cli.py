@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tracer.compare_command import diff, merge, stability
+from tracer.evaluate_command import evaluate
 from tracer.exchange_command import export, import_
 from tracer.train_command import train
 
@@ -320,7 +321,7 @@ def convert(source: str, folder: Path, dtype: str | None, **overrides: str | Non
     click.echo(commands.convert_transcoder(source, folder, dtype, given))
 
 
-for command in (train, export, import_, diff, merge, stability):
+for command in (train, evaluate, export, import_, diff, merge, stability):
     cli.add_command(command)
 
 

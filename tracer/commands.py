@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,9 @@ from graphs import AttributionGraph, GraphStore, NodeKind, logit_weights
 from tracer.config import TraceConfig
 from tracer.errors import TraceError
 from tracer.story import feature_paths, path_record, place_text, routes, target_name, target_record, told_targets
+
+if TYPE_CHECKING:
+    from tracer.replacement import ReplacementModel
 
 N_JSON_PATHS = 10
 N_ROUTES = 6
@@ -44,27 +47,10 @@ def trace_and_save(
 
     if model is None:
         lab.check_words(prompt)
-    with progress() as step:
-        step("loading the model", 0, 0)
-        import huggingface_hub
-        import torch
-        import transformers
+    replacement = load_replacement(model, transcoder, device, dtype)
+    features = lab.features() if model is None else None
+    from tracer.pipeline import trace
 
-        from tracer.pipeline import trace
-        from tracer.replacement import ReplacementModel
-
-        transformers.utils.logging.disable_progress_bar()  # of reading weights, and of downloads
-        if not huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS:
-            huggingface_hub.utils.enable_progress_bars()
-    place = _device(torch, device)
-    features = None
-    if model is None or transcoder is None:
-        model, transcoder, name = str(lab.folder() / "model"), str(lab.folder() / "transcoder"), lab.NAME
-        features = lab.features()
-    else:
-        name = None
-    # downloads have their own bars
-    replacement = ReplacementModel.load(model, transcoder, device=place, dtype=getattr(torch, dtype), name=name)
     with progress() as step:
         done = trace(
             prompt, replacement, config, labels=lab.labels(features) if features else None,
@@ -79,6 +65,32 @@ def trace_and_save(
     record["counts"] = counts | {"pruned_nodes": done.graph.n_nodes, "pruned_edges": done.graph.n_edges}
     text = json.dumps(record, ensure_ascii=False, indent=2) if as_json else _text(record, done.graph)
     return Printed(text, graph_id)
+
+
+def load_replacement(model: str | None, transcoder: str | None, device: str, dtype: str) -> "ReplacementModel":
+    """The named model and transcoder; what is not named is the bundled one."""
+    from tracer import lab
+
+    with progress() as step:
+        step("loading the model", 0, 0)
+        import huggingface_hub
+        import torch
+        import transformers
+
+        from tracer.replacement import ReplacementModel
+
+        transformers.utils.logging.disable_progress_bar()  # of reading weights, and of downloads
+        if not huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS:
+            huggingface_hub.utils.enable_progress_bars()
+    place = _device(torch, device)
+    # downloads have their own bars
+    loaded = ReplacementModel.load(
+        model or lab.folder() / "model", transcoder or lab.folder() / "transcoder", device=place,
+        dtype=getattr(torch, dtype), name=lab.NAME if model is None and transcoder is None else None,
+    )  # fmt: skip
+    if model is None:
+        loaded = replace(loaded, origin=replace(loaded.origin, model=lab.NAME))
+    return loaded
 
 
 def convert_transcoder(source: str, folder: Path, dtype: str | None, overrides: dict[str, str]) -> str:
@@ -306,11 +318,11 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on stderr that leaves nothing behind; silent where stderr is no terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("starting", total=None)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
 
         def step(description: str, done: int, total: int) -> None:
-            progress.update(task, description=description, completed=done, total=total or None)
+            bar.update(task, description=description, completed=done, total=total or None)
 
         yield step
 

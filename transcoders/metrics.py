@@ -60,8 +60,8 @@ class Gathered:
         for name, value in (
             ("loss", outcome.loss.detach()), ("error", outcome.error.mean(1)), ("size", outcome.size.mean(1)),
             ("relative", relative.mean()), ("l0", outcome.firing.sum(1)), ("threshold", outcome.threshold),
-            ("by norm", _by_bucket(relative, _bucket(size, NORMS), len(NORMS) + 1)),
-            ("by position", _by_bucket(relative, _bucket(position, POSITIONS).expand_as(relative), len(POSITIONS) + 1)),
+            ("by norm", _by_bucket(relative, bucket(size, NORMS), len(NORMS) + 1)),
+            ("by position", _by_bucket(relative, bucket(position, POSITIONS).expand_as(relative), len(POSITIONS) + 1)),
         ):  # fmt: skip
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
 
@@ -97,7 +97,8 @@ def load_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
     return [row for row in pq.read_table(path).to_pylist() if row["step"] <= last_step]
 
 
-def _bucket(values: Tensor, bounds: tuple[float, ...]) -> Tensor:
+def bucket(values: Tensor, bounds: tuple[float, ...]) -> Tensor:
+    """Number of the bucket of each value: so many bounds are no larger than it."""
     return torch.bucketize(values.float(), torch.tensor(bounds, device=values.device), right=True)
 
 
