@@ -13,7 +13,7 @@ from graphs.influence import (
 from graphs.paths import Path, path_length_distribution, strongest_paths
 from graphs.peer import completeness_counting_leaves, with_unscaled_tokens
 from graphs.pruning import keep_largest, prune
-from graphs.store import DamagedGraph, GraphStore, StoredGraph
+from graphs.store import DamagedGraph, GraphStore, StoredGraph, graph_id_of
 
 __all__ = [
     "AttributionGraph",
@@ -28,6 +28,7 @@ __all__ = [
     "completeness_counting_leaves",
     "cumulative_share",
     "edge_influence",
+    "graph_id_of",
     "keep_largest",
     "logit_weights",
     "node_influence",

@@ -18,8 +18,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from graphs import AttributionGraph, GraphStore, NodeKind, logit_weights
+from tracer import lab
 from tracer.config import TraceConfig
 from tracer.errors import TraceError
+from tracer.loading import Source, load, save_features
 from tracer.story import feature_paths, path_record, place_text, routes, target_name, target_record, told_targets
 
 N_JSON_PATHS = 10
@@ -34,43 +36,20 @@ class Printed:
     graph_id: str
 
 
-def trace_and_save(
-    prompt: str, store: GraphStore, config: TraceConfig, model: str | None, transcoder: str | None, device: str,
-    dtype: str, *, as_json: bool,
-) -> Printed:  # fmt: skip
+def trace_and_save(prompt: str, store: GraphStore, config: TraceConfig, source: Source, *, as_json: bool) -> Printed:
     """Trace a prompt with the named model, or the bundled one, and save the graph and what its features are about."""
-    from tracer import lab
-
-    if model is None:
-        lab.check_words(prompt)
+    if source.model is None:
+        lab.check_words(prompt, lab.words())
     with _progress() as step:
         step("loading the model", 0, 0)
-        import huggingface_hub
-        import torch
-        import transformers
-
-        from tracer.pipeline import trace
-        from tracer.replacement import ReplacementModel
-
-        transformers.utils.logging.disable_progress_bar()  # of reading weights, and of downloads
-        if not huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS:
-            huggingface_hub.utils.enable_progress_bars()
-    place = _device(torch, device)
-    features = None
-    if model is None or transcoder is None:
-        model, transcoder, name = str(lab.folder() / "model"), str(lab.folder() / "transcoder"), lab.NAME
-        features = lab.features()
-    else:
-        name = None
-    # downloads have their own bars
-    replacement = ReplacementModel.load(model, transcoder, device=place, dtype=getattr(torch, dtype), name=name)
+        from tracer.pipeline import trace  # and with it torch
+    loaded = load(source)  # downloads have their own bars
     with _progress() as step:
         done = trace(
-            prompt, replacement, config, labels=lab.labels(features) if features else None,
+            prompt, loaded.replacement, config, labels=loaded.labels,
             on_progress=lambda n, total: step("attributing features", n, total),
         )  # fmt: skip
-    if features is not None and not store.has_features(replacement.origin.transcoder):
-        store.save_features(features, replacement.origin.transcoder)
+    save_features(store, loaded)
     graph_id = store.save(done.graph)
     predictions = [vars(prediction) for prediction in done.predictions]
     record: dict[str, Any] = graph_record(graph_id, store, done.graph) | {"predictions": predictions}
@@ -179,9 +158,9 @@ def write_table(table: pa.Table, form: str, output: Path | None) -> None:
             pyarrow.csv.write_csv(_flat(table), buffer)
             text = buffer.getvalue().decode()
         case "json":
-            text = json.dumps(table.to_pylist(), ensure_ascii=False, indent=2, default=str) + "\n"
+            text = json.dumps(_rows(table), ensure_ascii=False, indent=2, default=str) + "\n"
         case "jsonl":
-            text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.to_pylist())
+            text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in _rows(table))
         case _:
             text = _table_text(table) + "\n"
     if output is None:
@@ -269,13 +248,17 @@ def _table_text(table: pa.Table) -> str:
     for column in table.schema:
         number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
         shown.add_column(column.name, justify="right" if number else "left", overflow="fold")
-    for row in table.to_pylist():
+    for row in _rows(table):
         shown.add_row(*(_cell(value) for value in row.values()))
     terminal = sys.stdout.isatty()
     console = Console(width=None if terminal else 4000, file=io.StringIO(), force_terminal=terminal, markup=False)
     console.print(shown)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def _rows(table: pa.Table) -> list[dict]:
+    return table.to_pylist(maps_as_pydicts="strict")
 
 
 def _cell(value: object) -> str:
@@ -289,7 +272,8 @@ def _flat(table: pa.Table) -> pa.Table:
     for i, column in enumerate(table.schema):
         if pa.types.is_nested(column.type):
             texts = [
-                None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in table[i].to_pylist()
+                None if v is None else json.dumps(v, ensure_ascii=False, default=str)
+                for v in table[i].to_pylist(maps_as_pydicts="strict")
             ]
             table = table.set_column(i, column.name, pa.array(texts, pa.string()))
     return table
@@ -307,13 +291,3 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
             progress.update(task, description=description, completed=done, total=total or None)
 
         yield step
-
-
-def _device(torch, name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
-        raise TraceError(f"device {name!r} is unknown; expected auto, cpu, cuda or mps.")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TraceError("device cuda was asked for, but torch sees no CUDA device; use --device cpu or auto.")
-    return name
