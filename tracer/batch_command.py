@@ -66,6 +66,7 @@ def batch(
       trace sql "SELECT tags['group'], avg(replacement_score) FROM graphs GROUP BY 1"
     """
     from graphs import GraphStore
+    from tracer.batch import Job
     from tracer.config import TraceConfig
     from tracer.errors import TraceError
     from tracer.loading import Source
@@ -81,9 +82,6 @@ def batch(
         raise TraceError(f"{file} is where this batch lists its own failures; give it another name first.")
     rows = read_prompts(file, column, limit=limit)
     todo = distinct(rows)
-
-    from tracer.batch import Job  # and with it torch
-
     job = Job(store, source, config)
     summary = _run(_outcomes(job, todo, workers, engine, address), len(todo), folder, failures)
     summary["duplicates"] = len(rows) - len(todo)

@@ -81,6 +81,8 @@ def save_features(store: GraphStore, loaded: Loaded) -> None:
 
 def resolve_device(name: str) -> str:
     """The device, or for 'auto' the best there is. Raises `TraceError` for a device that is not there."""
+    if name == "cpu":
+        return name
     import torch
 
     if name == "auto":
@@ -94,7 +96,9 @@ def resolve_device(name: str) -> str:
 
 def resolve_devices(name: str) -> list[str]:
     """Every device that the name stands for: of 'cuda', and of 'auto' where there are GPUs, all of them."""
+    device = resolve_device(name)
+    if device != "cuda":
+        return [device]
     import torch
 
-    device = resolve_device(name)
-    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] if device == "cuda" else [device]
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from multiprocessing.connection import Connection, wait
 
-from tracer.batch import ATTEMPTS, EXPECTED, Broken, Job, Outcome, Status, begin
+from tracer.batch import ATTEMPTS, Broken, Job, Outcome, Status
 from tracer.errors import TraceError
 from tracer.prompts import Row
 
@@ -161,6 +161,8 @@ class _Team:
 def _serve(connection: Connection, job: Job, device: str, share: int) -> None:
     """A worker's life: load the model, then answer rows until the driver leaves."""
     signal.signal(signal.SIGTERM, _leave)
+    from tracer.worker import EXPECTED, begin  # and with it torch, which the driver does without
+
     with suppress(EOFError, BrokenPipeError):
         try:
             worker = begin(job, device, share)

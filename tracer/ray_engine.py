@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tracer.batch import ATTEMPTS, EXPECTED, Broken, Job, Outcome, Status, Worker, begin
+from tracer.batch import ATTEMPTS, Broken, Job, Outcome, Status
 from tracer.errors import TraceError
 from tracer.prompts import Row
+from tracer.worker import EXPECTED, Worker, begin
 
 OBJECT_STORE_BYTES = 100 << 20
 """Of a cluster that is started here: only rows travel, Ray's own default is a third of the memory."""
