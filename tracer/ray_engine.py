@@ -6,6 +6,8 @@ paths, as on a shared file system.
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +19,8 @@ from tracer.errors import TraceError
 from tracer.prompts import Row
 from tracer.worker import EXPECTED, Worker, begin
 
+SECONDS_TO_ANSWER = 10.0
+"""Waited for a cluster's address."""
 OBJECT_STORE_BYTES = 100 << 20
 """Of a cluster that is started here: only rows travel, Ray's own default is a third of the memory."""
 
@@ -104,6 +108,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
         import ray.exceptions
     except ImportError as error:
         raise TraceError("Ray is not installed; pip install 'clt-tracer[ray]', or use --engine local.") from error
+    _knock(address)
     here = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False} if address is None else {}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
@@ -113,6 +118,17 @@ def _cluster(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Refuse an address at which nobody listens; Ray itself would try for minutes."""
+    place = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or "")
+    if place is None:
+        return
+    try:
+        socket.create_connection((place[1], int(place[2])), SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise TraceError(f"no Ray cluster answers at {address}: {_one_line(error)}.") from error
 
 
 def _places(nodes: Sequence[dict[str, Any]], device: str, workers: int) -> _Places:
@@ -129,7 +145,7 @@ def _places(nodes: Sequence[dict[str, Any]], device: str, workers: int) -> _Plac
     if not cores:
         raise TraceError("the Ray cluster has no processor to give; start it with --num-cpus.")
     share = min(cores) / workers
-    return _Places("cpu", len(cores) * workers, {"num_cpus": int(share) if share >= 1 else share})
+    return _Places("cpu", len(cores) * workers, {"num_cpus": float(int(share)) if share >= 1 else share})
 
 
 def _one_line(error: BaseException) -> str:
