@@ -35,9 +35,12 @@ _Engine = Callable[[Job, Sequence[Row]], Iterator[Outcome]]
 @click.option("--prompts", default=400, show_default=True, help="Lab prompts to trace; of the random model a quarter.")
 @click.option("--repeats", default=1, show_default=True, help="The best of so many runs is shown.")
 @click.option("--mixed", is_flag=True, help="Trace prompts of 8 to 192 tokens of a random model instead.")
+@click.option("--workers", multiple=True, type=int, default=(1, 2), show_default=True)
 @click.option("--ray", "with_ray", is_flag=True, help="Also measure two actors of a local Ray cluster.")
 @click.option("--profile", is_flag=True, help="Print a profile of one worker instead.")
-def main(prompts: int, repeats: int, mixed: bool, with_ray: bool, profile: bool) -> None:
+def main(
+    prompts: int, repeats: int, mixed: bool, workers: tuple[int, ...], with_ray: bool, profile: bool
+) -> None:  # fmt: skip
     """Print a table, line by line: graphs a second by workers, engine and order."""
     with tempfile.TemporaryDirectory() as temporary:
         rows, source = lab_rows(prompts), Source(device="cpu")
@@ -49,10 +52,10 @@ def main(prompts: int, repeats: int, mixed: bool, with_ray: bool, profile: bool)
             print_profile(rows, source)
             return
         click.echo("| engine | workers | order | graphs | graphs/s | s with loading |\n|---|---|---|---|---|---|")
-        for name, workers, run in _engines(with_ray):
+        for name, n, run in _engines(workers, with_ray):
             for order, ordered in (("file", rows), ("length", sorted(rows, key=lambda row: len(row.prompt)))):
-                rate, seconds = max(measured(run, source, ordered, workers) for _ in range(repeats))
-                click.echo(f"| {name} | {workers} | {order} | {len(rows)} | {rate:.1f} | {seconds:.1f} |")
+                rate, seconds = max(measured(run, source, ordered, n) for _ in range(repeats))
+                click.echo(f"| {name} | {n} | {order} | {len(rows)} | {rate:.1f} | {seconds:.1f} |")
 
 
 def lab_rows(n: int) -> list[Row]:
@@ -100,13 +103,13 @@ def print_profile(rows: Sequence[Row], source: Source) -> None:
     stats.sort_stats("tottime").print_stats(25)
 
 
-def _engines(with_ray: bool) -> list[tuple[str, int, _Engine]]:
+def _engines(workers: Sequence[int], with_ray: bool) -> list[tuple[str, int, _Engine]]:
     """Name, workers and how to run them."""
 
     def processes(n: int) -> _Engine:
         return lambda job, rows: trace_in_processes(job, rows, ["cpu"] * n)
 
-    found = [("processes", 1, processes(1)), ("processes", 2, processes(2))]
+    found = [("processes", n, processes(n)) for n in workers]
     if with_ray:
         from tracer.ray_engine import trace_on_ray
 

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +90,9 @@ def batch(
         sys.exit(1)
 
 
-def _outcomes(job: "Job", rows: "list[Row]", workers: int, engine: str, address: str | None) -> "Iterator[Outcome]":
+def _outcomes(
+    job: "Job", rows: "list[Row]", workers: int, engine: str, address: str | None
+) -> "Generator[Outcome, None, None]":
     if engine == "ray":
         from tracer.ray_engine import trace_on_ray
 
@@ -101,7 +103,9 @@ def _outcomes(job: "Job", rows: "list[Row]", workers: int, engine: str, address:
     return trace_in_processes(job, rows, resolve_devices(job.source.device) * workers)
 
 
-def _run(outcomes: "Iterator[Outcome]", n_rows: int, store: "GraphStore", failures: Path) -> dict[str, Any]:
+def _run(
+    outcomes: "Generator[Outcome, None, None]", n_rows: int, store: "GraphStore", failures: Path
+) -> dict[str, Any]:
     """Hear all outcomes, and count them."""
     from tracer.batch import Status
     from tracer.errors import TraceError

@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -37,7 +37,7 @@ class _Task:
     """How many workers died at it."""
 
 
-def trace_in_processes(job: Job, rows: Sequence[Row], devices: Sequence[str]) -> Iterator[Outcome]:
+def trace_in_processes(job: Job, rows: Sequence[Row], devices: Sequence[str]) -> Generator[Outcome, None, None]:
     """Trace the rows with one process per device named; a device may be named several times.
 
     Outcomes come as they are ready, in any order. Closing the iterator stops the processes at once.

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,7 +56,7 @@ class _Places:
     """What Ray reserves for each."""
 
 
-def trace_on_ray(job: Job, rows: Sequence[Row], address: str | None, workers: int) -> Iterator[Outcome]:
+def trace_on_ray(job: Job, rows: Sequence[Row], address: str | None, workers: int) -> Generator[Outcome, None, None]:
     """Trace the rows with so many actors per device of the cluster; without an address one is started here.
 
     Outcomes come as they are ready, in any order. Closing the iterator ends the actors.
