@@ -19,7 +19,7 @@ from graphs.merge import Merged, merge_graphs, threshold_grid
 from graphs.paths import Path, path_length_distribution, strongest_paths
 from graphs.peer import completeness_counting_leaves, with_unscaled_tokens
 from graphs.pruning import keep_largest, prune
-from graphs.store import DamagedGraph, GraphStore, StoredGraph
+from graphs.store import DamagedGraph, GraphStore, StoredGraph, graph_id_of
 
 __all__ = [
     "Annotations",
@@ -40,6 +40,7 @@ __all__ = [
     "cumulative_share",
     "edge_influence",
     "from_json",
+    "graph_id_of",
     "keep_largest",
     "logit_weights",
     "merge_graphs",

@@ -41,7 +41,7 @@ def with_later_columns(table: pa.Table, name: str) -> pa.Table:
 def info_from_row(row: dict[str, Any]) -> GraphInfo:
     """What the row of table `graphs` says about the graph."""
     values: dict[str, Any] = {field.name: row[field.name] for field in fields(GraphInfo)}
-    values |= {name: tuple(row[name]) for name in ("tokens", "token_ids", "words")}
+    values |= {name: tuple(row[name]) for name in ("tokens", "token_ids", "words", "tags")}
     return GraphInfo(**values)
 
 

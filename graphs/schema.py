@@ -9,7 +9,10 @@ from importlib.resources import files
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
-LATER_COLUMNS: dict[str, dict[str, float | None]] = {"graphs": {"row_share": 1.0}, "nodes": {"remainder": None}}
+LATER_COLUMNS: dict[str, dict[str, float | tuple | None]] = {
+    "graphs": {"row_share": 1.0, "tags": ()},
+    "nodes": {"remainder": None},
+}
 """Per table the columns that graphs saved before there were any lack, and what is read in their place."""
 
 _TOKEN_VALUES = pa.list_(pa.struct([("token", pa.string()), ("value", pa.float32())]))
@@ -83,6 +86,8 @@ _GRAPHS = _table(
     _column("seconds", pa.float64(), "Time the trace took.", "seconds"),
     _column("peak_memory_mb", pa.float64(), "Most memory the trace used.", "MB"),
     _column("config", pa.string(), "The settings of the trace.", "JSON"),
+    # a map, not JSON text: tags['group'] is then text that groups and compares, without functions to take it apart
+    _column("tags", pa.map_(pa.string(), pa.string()), "What else a file of prompts said about this one, by column."),
 )
 
 _NODES = _table(

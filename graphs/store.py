@@ -76,7 +76,7 @@ class GraphStore:
 
         What people added to it stays, or becomes what is given.
         """
-        graph_id = _graph_id(graph.info)
+        graph_id = graph_id_of(graph.info)
         with file_errors_as_graph_errors(f"save graph {graph_id} to {self.folder}"):
             _create(self.folder)
             with locked_folder(self._path(graph_id)):
@@ -104,6 +104,14 @@ class GraphStore:
             raise GraphError(
                 f"graph {graph_id} is damaged: {_one_line(error)}; trace it again or delete it."
             ) from error
+
+    def find(self, graph_id: str) -> StoredGraph | None:
+        """What a list shows of this graph; None if it is not there or damaged."""
+        folder = self._path(graph_id)
+        with suppress(*DAMAGE):
+            row = self._head(folder).row
+            return StoredGraph(graph_id, info_from_row(row), row["n_nodes"], row["n_edges"])
+        return None
 
     def list(self) -> "builtins.list[StoredGraph]":
         """All graphs that are whole, newest first."""
@@ -283,7 +291,7 @@ def _create(folder: Path) -> None:
         write_atomically(folder / _DESCRIPTION, partial(Path.write_text, data=content + os.linesep, encoding="utf-8"))
 
 
-def _graph_id(info: GraphInfo) -> str:
+def graph_id_of(info: GraphInfo) -> str:
     """A readable name, and a digest of what was asked: the same question has the same id."""
     text = info.prompt
     for token, word in zip(info.tokens, info.words, strict=True):

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tracer.batch_command import batch
 from tracer.compare_command import diff, merge, stability
 from tracer.evaluate_command import evaluate
 from tracer.exchange_command import export, import_
+from tracer.options import DEFAULT_STORE, model_options, trace_options
 from tracer.train_command import train
 
 if TYPE_CHECKING:
     from graphs import GraphStore
 
-DEFAULT_STORE = "graphs-store"
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 EXPECTED_ERRORS = (
     ("graphs.errors", "GraphError"), ("tracer.errors", "TraceError"),
     ("transcoders.errors", "TranscoderError"), ("viewer.serve", "ViewerError"),
@@ -66,71 +66,8 @@ def cli() -> None:
 
 @cli.command("prompt")
 @click.argument("text", metavar="PROMPT")
-@click.option("--model", help="Hugging Face model directory or NAME[@REVISION].  [default: the bundled lab model]")
-@click.option("--transcoder", help="Transcoder for that model: a folder in any known layout, or a Hub id.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option(
-    "--dtype",
-    default="float32",
-    show_default=True,
-    type=click.Choice(DTYPES),
-    help="Of the weights; sums are float32 or better.",
-)
-@click.option(
-    "--store",
-    default=DEFAULT_STORE,
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder to save the graph in.",
-)
-@click.option(
-    "--target", metavar="TOKEN", multiple=True, help="Explain this token instead of the most probable ones; repeatable."
-)
-@click.option("--target-minus", metavar="TOKEN", help="Explain each --target less this token.")
-@click.option(
-    "--target-difference",
-    nargs=2,
-    metavar="TOKEN OTHER",
-    multiple=True,
-    help="Explain this token less the other, beside whatever else is named; repeatable.",
-)
-@click.option(
-    "--target-feature",
-    metavar="LAYER/FEATURE[@POSITION]",
-    multiple=True,
-    help="Explain this active feature; repeatable.",
-)
-@click.option(
-    "--target-direction",
-    metavar="FILE",
-    multiple=True,
-    help="Explain this direction at the final norm's output: a .npy or .safetensors file of one vector; repeatable.",
-)
-@click.option(
-    "--position",
-    default="-1",
-    show_default=True,
-    help="Explain what follows this token: a number, from the end if negative, or a word of the prompt.",
-)
-@click.option("--max-logits", default=10, show_default=True, help="Explain at most this many tokens.")
-@click.option("--logit-mass", default=0.95, show_default=True, help="… until their probabilities sum to this.")
-@click.option(
-    "--coverage",
-    default=0.99,
-    show_default=True,
-    help="Share of each layer's influence to follow; 1 attributes all features.",
-)
-@click.option("--max-features", type=int, help="Attribute at most this many features.")
-@click.option(
-    "--row-share",
-    type=float,
-    help="Keep of each target's inputs the largest that hold this share; by default all that fit into memory.",
-)
-@click.option(
-    "--node-threshold", default=0.8, show_default=True, help="Keep nodes that hold this share of the influence."
-)
-@click.option("--edge-threshold", default=0.98, show_default=True, help="Keep edges that hold this share between them.")
-@click.option("--no-prune", is_flag=True, help="Save every node and edge.")
+@model_options
+@trace_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--open", "open_viewer", is_flag=True, help="Show the graph in the viewer afterwards.")
 def trace_prompt(
@@ -148,9 +85,10 @@ def trace_prompt(
       trace "calc: 36+59=" --json
     """
     _check_is_prompt(text)
-    if (model is None) != (transcoder is None):
-        raise CommandError("--model and --transcoder belong together; give both, or neither for the bundled lab model.")
     from graphs import GraphStore
+    from tracer.loading import Source
+
+    source = Source(model, transcoder, device, dtype)
 
     folder = GraphStore(store)  # fails now rather than after the work
 
@@ -158,7 +96,7 @@ def trace_prompt(
     from tracer.config import TraceConfig
 
     config = TraceConfig(prune=not no_prune, **settings)
-    printed = commands.trace_and_save(text, folder, config, model, transcoder, device, dtype, as_json=as_json)
+    printed = commands.trace_and_save(text, folder, config, source, as_json=as_json)
     click.echo(printed.text)
     if open_viewer:
         _serve(folder, port=0, graph_id=printed.graph_id, open_browser=True)
@@ -321,7 +259,7 @@ def convert(source: str, folder: Path, dtype: str | None, **overrides: str | Non
     click.echo(commands.convert_transcoder(source, folder, dtype, given))
 
 
-for command in (train, evaluate, export, import_, diff, merge, stability):
+for command in (batch, train, evaluate, export, import_, diff, merge, stability):
     cli.add_command(command)
 
 

@@ -2,11 +2,10 @@
 
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +20,11 @@ from rich.table import Table
 from graphs import AttributionGraph, GraphStore, NodeKind, logit_weights
 from tracer.config import TraceConfig
 from tracer.errors import TraceError
+from tracer.loading import Source, load, save_features
 from tracer.story import feature_paths, path_record, place_text, routes, target_name, target_record, told_targets
 
 if TYPE_CHECKING:
-    from tracer.replacement import ReplacementModel
+    pass
 
 N_JSON_PATHS = 10
 N_ROUTES = 6
@@ -38,26 +38,20 @@ class Printed:
     graph_id: str
 
 
-def trace_and_save(
-    prompt: str, store: GraphStore, config: TraceConfig, model: str | None, transcoder: str | None, device: str,
-    dtype: str, *, as_json: bool,
-) -> Printed:  # fmt: skip
+def trace_and_save(prompt: str, store: GraphStore, config: TraceConfig, source: Source, *, as_json: bool) -> Printed:
     """Trace a prompt with the named model, or the bundled one, and save the graph and what its features are about."""
-    from tracer import lab
-
-    if model is None:
-        lab.check_words(prompt)
-    replacement = load_replacement(model, transcoder, device, dtype)
-    features = lab.features() if model is None else None
-    from tracer.pipeline import trace
-
+    if source.model is None:
+        lab.check_words(prompt, lab.words())
+    with progress() as step:
+        step("loading the model", 0, 0)
+        from tracer.pipeline import trace  # and with it torch
+    loaded = load(source)  # downloads have their own bars
     with progress() as step:
         done = trace(
-            prompt, replacement, config, labels=lab.labels(features) if features else None,
+            prompt, loaded.replacement, config, labels=loaded.labels,
             on_progress=lambda n, total: step("attributing features", n, total),
         )  # fmt: skip
-    if features is not None and not store.has_features(replacement.origin.transcoder):
-        store.save_features(features, replacement.origin.transcoder)
+    save_features(store, loaded)
     graph_id = store.save(done.graph)
     predictions = [vars(prediction) for prediction in done.predictions]
     record: dict[str, Any] = graph_record(graph_id, store, done.graph) | {"predictions": predictions}
@@ -65,32 +59,6 @@ def trace_and_save(
     record["counts"] = counts | {"pruned_nodes": done.graph.n_nodes, "pruned_edges": done.graph.n_edges}
     text = json.dumps(record, ensure_ascii=False, indent=2) if as_json else _text(record, done.graph)
     return Printed(text, graph_id)
-
-
-def load_replacement(model: str | None, transcoder: str | None, device: str, dtype: str) -> "ReplacementModel":
-    """The named model and transcoder; what is not named is the bundled one."""
-    from tracer import lab
-
-    with progress() as step:
-        step("loading the model", 0, 0)
-        import huggingface_hub
-        import torch
-        import transformers
-
-        from tracer.replacement import ReplacementModel
-
-        transformers.utils.logging.disable_progress_bar()  # of reading weights, and of downloads
-        if not huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS:
-            huggingface_hub.utils.enable_progress_bars()
-    place = _device(torch, device)
-    # downloads have their own bars
-    loaded = ReplacementModel.load(
-        model or lab.folder() / "model", transcoder or lab.folder() / "transcoder", device=place,
-        dtype=getattr(torch, dtype), name=lab.NAME if model is None and transcoder is None else None,
-    )  # fmt: skip
-    if model is None:
-        loaded = replace(loaded, origin=replace(loaded.origin, model=lab.NAME))
-    return loaded
 
 
 def convert_transcoder(source: str, folder: Path, dtype: str | None, overrides: dict[str, str]) -> str:
@@ -192,9 +160,9 @@ def write_table(table: pa.Table, form: str, output: Path | None) -> None:
             pyarrow.csv.write_csv(_flat(table), buffer)
             text = buffer.getvalue().decode()
         case "json":
-            text = json.dumps(table.to_pylist(), ensure_ascii=False, indent=2, default=str) + "\n"
+            text = json.dumps(_rows(table), ensure_ascii=False, indent=2, default=str) + "\n"
         case "jsonl":
-            text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.to_pylist())
+            text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in _rows(table))
         case _:
             text = table_text(table) + "\n"
     if output is None:
@@ -287,13 +255,17 @@ def table_text(table: pa.Table) -> str:
     for column in table.schema:
         number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
         shown.add_column(column.name, justify="right" if number else "left", overflow="fold")
-    for row in table.to_pylist():
+    for row in _rows(table):
         shown.add_row(*(_cell(value) for value in row.values()))
     terminal = sys.stdout.isatty()
     console = Console(width=None if terminal else 4000, file=io.StringIO(), force_terminal=terminal, markup=False)
     console.print(shown)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def _rows(table: pa.Table) -> list[dict]:
+    return table.to_pylist(maps_as_pydicts="strict")
 
 
 def _cell(value: object) -> str:
@@ -307,7 +279,8 @@ def _flat(table: pa.Table) -> pa.Table:
     for i, column in enumerate(table.schema):
         if pa.types.is_nested(column.type):
             texts = [
-                None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in table[i].to_pylist()
+                None if v is None else json.dumps(v, ensure_ascii=False, default=str)
+                for v in table[i].to_pylist(maps_as_pydicts="strict")
             ]
             table = table.set_column(i, column.name, pa.array(texts, pa.string()))
     return table
@@ -325,29 +298,3 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=description, completed=done, total=total or None)
 
         yield step
-
-
-def load_for_training(model: str | None, device: str, dtype: str) -> tuple[Any, Any, str]:
-    """A frozen language model on its device, its tokenizer and its name; without a name the bundled one."""
-    import torch
-    import transformers
-
-    from tracer import lab
-    from tracer.replacement import load_model
-
-    transformers.utils.logging.disable_progress_bar()  # of reading weights
-    place = _device(torch, device)
-    if place == "cuda" and "LOCAL_RANK" in os.environ:  # as torchrun numbers the processes of a machine
-        place = f"cuda:{os.environ['LOCAL_RANK']}"
-    network, tokenizer = load_model(model or lab.folder() / "model", getattr(torch, dtype))
-    return network.to(place).eval().requires_grad_(False), tokenizer, model or lab.NAME
-
-
-def _device(torch, name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
-        raise TraceError(f"device {name!r} is unknown; expected auto, cpu, cuda or mps.")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TraceError("device cuda was asked for, but torch sees no CUDA device; use --device cpu or auto.")
-    return name

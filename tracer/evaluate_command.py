@@ -65,9 +65,10 @@ def evaluate(
         raise TraceError(f"the folder of {html} does not exist; make it first.")
     if min(tokens, context) < 2 or graphs < 0:
         raise TraceError("expected 2 or more --tokens and --context, and 0 or more --graphs.")
-    from tracer.commands import load_replacement, progress
+    from tracer.commands import progress
+    from tracer.loading import Source, load
 
-    replacement = load_replacement(model, transcoder, device, dtype)
+    replacement = load(Source(model, transcoder, device, dtype)).replacement
     with progress() as step:
         step("reading the data", 0, 0)
         if data is None:

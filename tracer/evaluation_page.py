@@ -186,7 +186,8 @@ def _prompts(record: dict[str, Any]) -> str:
         [
             one["prompt"], one["answer"].strip(),
             one["replaced_answer"].strip() + (" ≠" if one["replaced_answer"] != one["answer"] else ""),
-            share(one["probability"]), number(one["kl"]), f"{one['replacement']:.3f}", f"{one['completeness']:.3f}", str(one["active_features"]),
+            share(one["probability"]), number(one["kl"]), f"{one['replacement']:.3f}", f"{one['completeness']:.3f}",
+            str(one["active_features"]),
         ]
         for one in prompts
     ]  # fmt: skip

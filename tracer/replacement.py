@@ -80,6 +80,12 @@ class ReplacementModel:
         """Split a prompt into tokens; a beginning-of-sequence token is put first where the tokenizer did not."""
         if not text.strip():
             raise TraceError('the prompt is empty; give some text, as in trace "the capital of Texas is".')
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TraceError(
+                f"the prompt is no valid Unicode text ({error.reason}); replace lone surrogates."
+            ) from error
         encoding = self.tokenizer(text, return_offsets_mapping=True)
         ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
         special = set(self.tokenizer.all_special_ids)

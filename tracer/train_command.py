@@ -105,7 +105,7 @@ def train(
       trace "Once upon a time" --model org/model --transcoder run/transcoder
       trace sql run "SELECT step, nmse, l0 FROM metrics"
     """
-    from tracer.commands import load_for_training
+    from tracer.loading import load_for_training
     from transcoders import Reporting, Stopped, TrainConfig
     from transcoders import train as train_transcoder
     from transcoders.corpus import open_corpus

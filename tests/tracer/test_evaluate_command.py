@@ -115,7 +115,7 @@ def test_a_transcoder_that_answers_well_on_the_lab_scores_well(printed):
 
 
 def test_the_page_is_whole_and_fetches_nothing(printed):
-    record, text = printed
+    _, text = printed
     page = read_page(text)
     assert "http" not in text.replace("http-equiv", "")
     assert not {"script", "link", "img", "iframe", "object"} & set(page.names)

@@ -44,9 +44,9 @@ def test_a_transcoder_is_trained_and_traced_with(tmp_path, data):
     assert [row["step"] for row in rows] == [20, 40, 60, 80]
     assert rows[-1]["nmse"] < rows[0]["nmse"]
     assert len(rows[-1]["nmse_by_layer"]) == 6 and len(rows[-1]["relative_error_by_position"]) == 4
-    model = str((tmp_path / "run").parents[0])  # any folder but a model's is refused
-    refused = run("the capital of Texas is", "--model", model, "--transcoder", "run/transcoder", cwd=tmp_path)
-    assert "is not a Hugging Face model directory" in refused.stderr
+    traced = run("the capital of Texas is", "--transcoder", "run/transcoder", cwd=tmp_path)
+    assert traced.returncode == 0, traced.stderr
+    assert "Answer" in traced.stdout and "active features" in traced.stdout
 
 
 def test_sigterm_ends_with_a_checkpoint_and_the_same_command_goes_on(tmp_path, data):
