@@ -90,7 +90,7 @@ def _prompts(
     prompts = read_prompts(path, column)
     if bundled:
         for prompt in prompts:
-            lab.check_words(prompt)
+            lab.check_words(prompt, lab.words())
     return material_of_prompts(replacement, prompts, path.name, graphs)
 
 
@@ -106,7 +106,7 @@ def _text(
     material = material_of_corpus(replacement, corpus, context=context, n_tokens=tokens, n_graphs=graphs)
     if bundled:
         for prompt in material.traced:
-            lab.check_words(prompt)
+            lab.check_words(prompt, lab.words())
     return material
 
 

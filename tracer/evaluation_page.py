@@ -66,7 +66,7 @@ def _reconstructed(record: dict[str, Any]) -> str:
     """Errors and features of each layer."""
     layers = record["layers"]
     names, labels = [f"layer {one['layer']}" for one in layers], numbered(len(layers))
-    errors = {
+    errors: dict[str, Sequence[float | None]] = {
         "NMSE": [one["nmse"] for one in layers],
         "relative error": [one["relative_error"] for one in layers],
     }
