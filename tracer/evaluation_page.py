@@ -1,5 +1,6 @@
 """An evaluation as one page: all of it in one file, no scripts, light and dark, for wide and narrow windows."""
 
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
