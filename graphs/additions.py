@@ -1,6 +1,6 @@
-"""What people and checks add to a graph: tables beside its folder's other files, wherever the graph itself is.
+"""What checks add to a graph: tables in its folder, wherever the graph itself is.
 
-graphs/<graph_id>/supernodes.parquet, interventions.parquet, validations.parquet
+graphs/<graph_id>/interventions.parquet, validations.parquet
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from graphs.folder import DAMAGE, check_columns
 from graphs.names import is_graph_id, one_line, some
 from graphs.schema import tables
 
-ADDITIONS = ("supernodes", "interventions", "validations")
+ADDITIONS = ("interventions", "validations")
 
 
 def fitted(table: str, rows: pa.Table, graph_id: str) -> pa.Table:

@@ -16,7 +16,7 @@ from graphs.schema import LATER_COLUMNS, SCHEMA_VERSION, tables
 WEIGHT_TYPE = b"weight_dtype"
 """Where the metadata of table `edges` says how precise the weights are."""
 
-_PER_TOKEN = ("tokens", "token_ids", "words")
+_TUPLES = ("tokens", "token_ids", "words", "tags")
 _NULLABLE_NUMBERS = ("position", "feature", "token_id")
 _NULLABLE_TEXTS = ("word", "label")
 _KIND_NAMES = np.array([kind.text for kind in NodeKind], dtype=object)
@@ -46,7 +46,7 @@ def with_later_columns(table: pa.Table, name: str) -> pa.Table:
 def info_from_row(row: dict[str, Any]) -> GraphInfo:
     """What the row of table `graphs` says about the graph."""
     values: dict[str, Any] = {field.name: row[field.name] for field in fields(GraphInfo)}
-    values |= {name: tuple(row[name]) for name in _PER_TOKEN}
+    values |= {name: tuple(row[name]) for name in _TUPLES}
     return GraphInfo(**values)
 
 
@@ -55,7 +55,7 @@ def infos_from_table(table: pa.Table) -> list[GraphInfo]:
     names = [field.name for field in fields(GraphInfo)]
     columns = [table[name].to_pylist() for name in names]
     for place, name in enumerate(names):
-        if name in _PER_TOKEN:
+        if name in _TUPLES:
             columns[place] = [tuple(values) for values in columns[place]]
     return [GraphInfo(*values) for values in zip(*columns, strict=True)]
 

@@ -6,9 +6,10 @@ files, and packs through a file system of ours that cannot write.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -73,6 +74,21 @@ def query(
 
     Raises `GraphError` with DuckDB's message.
     """
+    return _answer(partial(_create_tables, contents=contents), _packed_files(contents), sql, parameters, limits)
+
+
+def query_table(name: str, rows: pa.Table, sql: str, parameters: Mapping[str, object]) -> pa.Table:
+    """The answer to one SELECT over a table that is none of a store's, which may do as little. Raises `GraphError`."""
+    return _answer(lambda connection: connection.from_arrow(rows).create_view(name), (), sql, parameters, UNLIMITED)
+
+
+def _answer(
+    create_tables: Callable[[duckdb.DuckDBPyConnection], object],
+    paths: Iterable[str],
+    sql: str,
+    parameters: Mapping[str, object],
+    limits: Limits,
+) -> pa.Table:
     config = _CONFIG | {"memory_limit": limits.memory}
     if limits.threads is not None:
         config["threads"] = limits.threads
@@ -81,8 +97,8 @@ def query(
             if isinstance(text, str):
                 text.encode()  # DuckDB takes text with lone surrogates for no text at all
         statement = _checked(connection, sql)
-        _create_tables(connection, contents)
-        connection.execute("SET allowed_paths = $paths", {"paths": [*_packed_files(contents)]})
+        create_tables(connection)
+        connection.execute("SET allowed_paths = $paths", {"paths": [*paths]})
         for lock in (
             "SET TimeZone = 'UTC'",
             "SET enable_external_access = false",

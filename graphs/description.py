@@ -21,13 +21,18 @@ def check_folder(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise GraphError(f"{folder} is a file, not a folder of graphs; give another path.")
+    if is_foreign(folder):
+        raise GraphError(f"{folder} belongs to something else: it has no {_DESCRIPTION}; give a new or empty folder.")
+    if (folder / _DESCRIPTION).exists():
+        _read_version(folder)
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether there is something in the folder, but no store."""
     with file_errors_as_graph_errors(f"read {folder}"):
         entries = [path for path in folder.iterdir() if not is_temporary(path)]
     # store.json is written before anything else
-    if entries and not (folder / _DESCRIPTION).exists():
-        raise GraphError(f"{folder} belongs to something else: it has no {_DESCRIPTION}; give a new or empty folder.")
-    if entries:
-        _read_version(folder)
+    return bool(entries) and not (folder / _DESCRIPTION).exists()
 
 
 def create_folder(folder: Path) -> None:

@@ -69,6 +69,8 @@ class GraphInfo:
     peak_memory_mb: float = 0.0
     config: str = "{}"
     """The settings of the trace, as JSON."""
+    tags: tuple[tuple[str, str], ...] = ()
+    """What else a file of prompts said about this one: names and values."""
 
     def __post_init__(self) -> None:
         if not len(self.tokens) == len(self.token_ids) == len(self.words):
@@ -76,6 +78,8 @@ class GraphInfo:
                 f"tokens, token_ids and words have {len(self.tokens)}, {len(self.token_ids)} and {len(self.words)} "
                 "entries; give one of each per position."
             )
+        if len(dict(self.tags)) < len(self.tags):
+            raise GraphError(f"tags has a name twice: {[name for name, _ in self.tags]}; give each name once.")
         if self.created_at.tzinfo is None:
             raise GraphError("created_at has no time zone; use datetime.now(UTC).")
         object.__setattr__(self, "created_at", self.created_at.astimezone(UTC))

@@ -120,8 +120,7 @@ def saved_in_packs() -> Iterator[Callable[[Pack, str], Saved]]:
     readers: dict[Path, RowGroups] = {}
 
     def read(pack: Pack, graph_id: str) -> Saved:
-        place = pack.places[graph_id]
-        [row] = pack.index.slice(place, 1).to_pylist()
+        row = pack.row(graph_id)
         rows = {}
         for part in ("nodes", "edges"):
             path = pack.path(part)
@@ -129,7 +128,7 @@ def saved_in_packs() -> Iterator[Callable[[Pack, str], Saved]]:
                 readers[path] = RowGroups(path)
             rows[part] = readers[path].rows(row[f"first_{part[:-1]}"], row[f"n_{part}"], graph_id)
         nodes = _in_todays_columns(row, rows["nodes"], rows["edges"])
-        index = pack.index.slice(place, 1).select(tables()["graphs"].names)
+        index = pack.index.slice(pack.places[graph_id], 1).select(tables()["graphs"].names)
         return Saved(index, row["version"], row["weight_type"], nodes, rows["edges"], None)
 
     try:

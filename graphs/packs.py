@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +55,11 @@ class Pack:
 
     def path(self, part: str) -> Path:
         return self.folder / f"{part}-{self.name}.parquet"
+
+    def row(self, graph_id: str) -> dict[str, Any]:
+        """What the index knows of a graph."""
+        [row] = self.index.slice(self.places[graph_id], 1).to_pylist()
+        return row
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -121,7 +127,7 @@ def read_packed(pack: Pack, graph_id: str) -> AttributionGraph:
     """The graph in the pack. Raises one of `DAMAGE`."""
     if pack.problem:
         raise GraphError(pack.problem)
-    [row] = pack.index.slice(pack.places[graph_id], 1).to_pylist()
+    row = pack.row(graph_id)
     with closing(RowGroups(pack.path("nodes"))) as nodes_file, closing(RowGroups(pack.path("edges"))) as edges_file:
         nodes = nodes_file.rows(row["first_node"], row["n_nodes"], graph_id)
         edges = edges_file.rows(row["first_edge"], row["n_edges"], graph_id)

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 2
 """1: every graph in a folder of its own. 2: also many in one file, as `trace compact` makes them."""
-LATER_COLUMNS: dict[str, dict[str, float | None]] = {
-    "graphs": {"row_share": 1.0},
+LATER_COLUMNS: dict[str, dict[str, float | tuple | None]] = {
+    "graphs": {"row_share": 1.0, "tags": ()},
     "nodes": {"remainder": None, "reached_from": None, "reaches_answer": None},
 }
 """Per table the columns that graphs saved before there were any lack, and what is read in their place."""
@@ -88,6 +88,8 @@ _GRAPHS = _table(
     _column("seconds", pa.float64(), "Time the trace took.", "seconds"),
     _column("peak_memory_mb", pa.float64(), "Most memory the trace used.", "MB"),
     _column("config", pa.string(), "The settings of the trace.", "JSON"),
+    # a map, not JSON text: tags['group'] is then text that groups and compares, without functions to take it apart
+    _column("tags", pa.map_(pa.string(), pa.string()), "What else a file of prompts said about this one, by column."),
 )
 
 _NODES = _table(
@@ -201,6 +203,64 @@ _VALIDATIONS = _table(
 )
 
 
+_COMPARISON = _column("comparison", pa.string(), "Name of the comparison.")
+
+_COMPARISONS = _table(
+    "One row per comparison of graphs: trace diff, trace merge and trace stability.",
+    _COMPARISON,
+    _column("kind", pa.string(), "'diff' of two graphs, 'merge' of several, or 'stability' under pruning thresholds."),
+    _column("graph_ids", pa.list_(pa.string()), "The graphs that were compared; each threshold counts as a graph."),
+    _column("alignment", pa.string(), "How places were told to be the same: 'diff', 'end', 'start' or 'anywhere'."),
+    _column("created_at", _TIME, "When they were compared.", "UTC"),
+    _column("n_graphs", pa.int32(), "How many were compared.", "graphs"),
+    _column("n_nodes", pa.int32(), "Nodes that any of them has.", "nodes"),
+    _column("n_edges", pa.int64(), "Edges that any of them has.", "edges"),
+    _column("node_overlap", pa.float64(), "Mean over pairs of graphs of nodes in both by nodes in either.", "share"),
+    _column("edge_overlap", pa.float64(), "The same of edges.", "share"),
+    _column("config", pa.string(), "The settings of the comparison.", "JSON"),
+)
+
+_COMPARISON_NODES = _table(
+    "One row per node that any of the compared graphs has.",
+    _COMPARISON,
+    _column("node", pa.int32(), "Number within the comparison; edges run from lower to higher numbers."),
+    _column("kind", pa.string(), "As in table nodes."),
+    _column("layer", pa.int32(), "As in table nodes.", "layer"),
+    _column("position", pa.int32(), "Place in the aligned prompts; NULL where places do not count.", "tokens"),
+    _column("feature", pa.int32(), "As in table nodes."),
+    _column("token_id", pa.int32(), "As in table nodes."),
+    _column("token", pa.string(), "As in table nodes, of a graph that has the node."),
+    _column("label", pa.string(), "As in table nodes."),
+    _column("n_graphs", pa.int32(), "Graphs that have the node.", "graphs"),
+    _column("share", pa.float64(), "The part of the graphs that have it: 1 in all of them.", "share"),
+    _column("mean_activation", pa.float64(), "Mean over the graphs that have it.", "activation"),
+    _column("sd_activation", pa.float64(), "Standard deviation over them.", "activation"),
+    _column("activation_a", pa.float64(), "In the first graph of a diff.", "activation"),
+    _column("activation_b", pa.float64(), "In the second graph of a diff.", "activation"),
+    _column("mean_influence", pa.float64(), "Mean over the graphs that have it.", "probability"),
+    _column("sd_influence", pa.float64(), "Standard deviation over them.", "probability"),
+    _column("influence_a", pa.float64(), "In the first graph of a diff.", "probability"),
+    _column("influence_b", pa.float64(), "In the second graph of a diff.", "probability"),
+    _column("in_a", pa.bool_(), "Whether the first graph of a diff has it; NULL for other comparisons."),
+    _column("in_b", pa.bool_(), "Whether the second graph of a diff has it."),
+)
+
+_COMPARISON_EDGES = _table(
+    "One row per edge that any of the compared graphs has.",
+    _COMPARISON,
+    _column("source", pa.int32(), "Node of the comparison that acts."),
+    _column("target", pa.int32(), "Node of the comparison that is acted on."),
+    _column("n_graphs", pa.int32(), "Graphs that have the edge.", "graphs"),
+    _column("share", pa.float64(), "The part of the graphs that have it: 1 in all of them.", "share"),
+    _column(
+        "mean_weight", pa.float64(), "Mean over the graphs that have it.", "the target's pre-activation, or logits"
+    ),
+    _column("sd_weight", pa.float64(), "Standard deviation over them.", "the target's pre-activation, or logits"),
+    _column("weight_a", pa.float64(), "In the first graph of a diff; NULL if it lacks the edge."),
+    _column("weight_b", pa.float64(), "In the second graph of a diff; NULL if it lacks the edge."),
+)
+
+
 def tables() -> dict[str, pa.Schema]:
     """Every public table by name; metadata holds the descriptions, and of columns the units."""
     return {
@@ -211,6 +271,9 @@ def tables() -> dict[str, pa.Schema]:
         "supernodes": _SUPERNODES,
         "interventions": _INTERVENTIONS,
         "validations": _VALIDATIONS,
+        "comparisons": _COMPARISONS,
+        "comparison_nodes": _COMPARISON_NODES,
+        "comparison_edges": _COMPARISON_EDGES,
     }
 
 

@@ -1,10 +1,12 @@
 """A folder of graphs as Parquet files. A save is atomic: a reader sees a graph whole or not at all.
 
-store.json               the version of the format
-graphs/<graph_id>/       one graph as it was saved, see `graphs.folder`; and what people added, see `graphs.additions`
-packs/                   many graphs in few files, see `graphs.packs`; a graph's folder comes before its pack
-features/<name>.parquet  what is known about the features of one transcoder
-queries/<name>.sql       SQL that was saved by name
+store.json                   the version of the format
+graphs/<graph_id>/           one graph as it was saved, see `graphs.folder`; what checks added, see `graphs.additions`
+packs/                       many graphs in few files, see `graphs.packs`; a graph's folder comes before its pack
+annotations/<graph_id>.json  what people added to the graph, wherever it is, see `graphs.annotations`
+comparisons/                 several graphs as one, see `graphs.comparisons`
+features/<name>.parquet      what is known about the features of one transcoder
+queries/<name>.sql           SQL that was saved by name
 """
 
 import builtins
@@ -12,7 +14,7 @@ import difflib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +24,17 @@ import pyarrow.parquet as pq
 
 from graphs import database
 from graphs.additions import ADDITIONS, added_files, fitted, write_rows
-from graphs.columns import infos_from_table
+from graphs.annotations import NOTHING, Annotations, read_annotations, supernode_table, write_annotations
+from graphs.columns import info_from_row, infos_from_table
 from graphs.compact import Compacted, compact_folder, mark_deleted
+from graphs.comparisons import Comparison, comparison_contents, save_comparison
 from graphs.database import UNLIMITED, Content, Limits
 from graphs.description import check_folder, create_folder
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, locked_folder, reading, write_atomically
 from graphs.folder import DAMAGE, HEAD, Checked, Head, check_graph, is_unchanged, read_graph, write_graph
 from graphs.graph import AttributionGraph, GraphInfo
+from graphs.merge import Merged
 from graphs.names import check_graph_id, digest, graph_id_of, is_graph_id, one_line, shown, slug, some
 from graphs.packs import DELETED, PACKS, Pack, deleted_versions, hidden_graphs, read_packed, read_packs, without
 from graphs.queries import query_names, read_query, write_query
@@ -75,14 +80,29 @@ class GraphStore:
         self._packs: dict[str, Pack] = {}
         check_folder(self.folder)
 
-    def save(self, graph: AttributionGraph) -> str:
-        """Put the graph into the store and return its id; the same question asked again replaces its graph."""
+    def save(self, graph: AttributionGraph, annotations: Annotations | None = None) -> str:
+        """Put the graph into the store and return its id; the same question asked again replaces its graph.
+
+        What people added to it stays, or becomes what is given.
+        """
         graph_id = graph_id_of(graph.info)
         with file_errors_as_graph_errors(f"save graph {graph_id} to {self.folder}"):
             create_folder(self.folder)
             with locked_folder(self._path(graph_id)):
+                if annotations is not None:
+                    write_annotations(self.folder, graph_id, annotations)  # first, so that no graph lacks them
                 write_graph(self._path(graph_id), graph, graph_id)
         return graph_id
+
+    def annotations(self, graph_id: str) -> Annotations:
+        """What people added to the graph."""
+        self._require(graph_id)
+        return read_annotations(self.folder, graph_id)
+
+    def annotate(self, graph_id: str, annotations: Annotations) -> None:
+        """Replace what people added to the graph."""
+        with file_errors_as_graph_errors(f"annotate graph {graph_id} in {self.folder}"), self._kept(graph_id):
+            write_annotations(self.folder, graph_id, annotations)
 
     def load(self, graph_id: str) -> AttributionGraph:
         """The graph that was saved under this id. Raises `GraphError` if there is none or its files are damaged."""
@@ -102,6 +122,16 @@ class GraphStore:
                         f"graph {graph_id} is damaged: {one_line(error)}; trace it again or delete it."
                     ) from error
         raise GraphError(f"graph {graph_id} is moved faster than it can be read; ask again later.")
+
+    def find(self, graph_id: str) -> StoredGraph | None:
+        """What a list shows of this graph; None if it is not there or damaged."""
+        folder, row = self._path(graph_id), None
+        with suppress(*DAMAGE):
+            row = self._head(folder).row
+        if row is None and not (folder / HEAD).exists():  # it may be in a pack, but only if it is not here
+            pack = self._in_pack(graph_id)
+            row = pack.row(graph_id) if pack is not None and not pack.problem else None
+        return row and StoredGraph(graph_id, info_from_row(row), row["n_nodes"], row["n_edges"])
 
     def list(self) -> "builtins.list[StoredGraph]":
         """All graphs that are whole, newest first."""
@@ -148,20 +178,17 @@ class GraphStore:
 
     def delete(self, graph_id: str) -> None:
         """Remove the graph and all that belongs to it."""
-        folder = self._path(graph_id)
-        if not (folder / HEAD).exists() and self._in_pack(graph_id) is None:
-            raise self._unknown(graph_id)
         with (
             file_errors_as_graph_errors(f"delete graph {graph_id} from {self.folder}"),
-            locked_folder(self.folder / PACKS / DELETED),
+            self._kept(graph_id) as folder,
+            locked_folder(folder),  # so that nobody saves the graph meanwhile, and makes the folder if it is packed
         ):
             pack = self._in_pack(graph_id)
             if pack is not None:  # first: without its folder, an older version in a pack would be the graph
                 mark_deleted(self.folder, graph_id, pack.versions[graph_id])
-            if folder.exists():
-                with locked_folder(folder):
-                    (folder / HEAD).unlink(missing_ok=True)  # first, so that what is left is no graph
-                    shutil.rmtree(folder)
+            (folder / HEAD).unlink(missing_ok=True)  # first, so that what is left is no graph
+            write_annotations(self.folder, graph_id, NOTHING)
+            shutil.rmtree(folder)
 
     def compact(self, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Compacted:
         """Move all graphs into few files that are small and quick to query; damaged ones stay where they are.
@@ -190,21 +217,24 @@ class GraphStore:
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, partial(pq.write_table, rows, compression="zstd"))
 
+    def save_comparison(self, about: Comparison, merged: Merged) -> None:
+        """Put a comparison of graphs into the store, in place of one of the same name."""
+        create_folder(self.folder)
+        save_comparison(self.folder, about, merged)
+
     def has_features(self, transcoder: str) -> bool:
         """Whether the store knows the features of this transcoder."""
         return self._features_path(transcoder).is_file()
 
     def save_rows(self, table: str, graph_id: str, rows: pa.Table) -> None:
-        """Put rows of table supernodes, interventions or validations to a graph, in place of those it had there."""
-        folder = self._path(graph_id)
+        """Put rows of table interventions or validations to a graph, in place of those it had there."""
         rows = fitted(table, rows, graph_id)
-        with file_errors_as_graph_errors(f"save {table} of {graph_id} to {self.folder}"):
-            # no deletion comes in between, so that no rows are left without their graph
-            with locked_folder(self.folder / PACKS / DELETED):
-                if not (folder / HEAD).exists() and self._in_pack(graph_id) is None:
-                    raise self._unknown(graph_id)
-                with locked_folder(folder):
-                    write_rows(folder, table, rows)
+        with (
+            file_errors_as_graph_errors(f"save {table} of {graph_id} to {self.folder}"),
+            self._kept(graph_id) as folder,
+            locked_folder(folder),
+        ):
+            write_rows(folder, table, rows)
 
     def save_query(self, name: str, sql: str) -> None:
         """Save SQL under a name."""
@@ -244,6 +274,20 @@ class GraphStore:
     def _path(self, graph_id: str) -> Path:
         check_graph_id(graph_id)
         return self.folder / "graphs" / graph_id
+
+    def _require(self, graph_id: str) -> Path:
+        """The graph's folder, which is not there if it is packed. Raises `GraphError` if there is no such graph."""
+        folder = self._path(graph_id)
+        if not (folder / HEAD).exists() and self._in_pack(graph_id) is None:
+            raise self._unknown(graph_id)
+        return folder
+
+    @contextmanager
+    def _kept(self, graph_id: str) -> Iterator[Path]:
+        """As `_require`, and nobody else deletes the graph meanwhile: what is put beside it is not left without it."""
+        self._require(graph_id)  # or else the lock would make folders where there is no store
+        with locked_folder(self.folder / PACKS / DELETED):
+            yield self._require(graph_id)
 
     def _unknown(self, text: str) -> GraphError:
         known = self.ids()
@@ -313,7 +357,8 @@ class GraphStore:
         packed = self._packed(heads, damaged)
         readable = [pack for pack in packed.packs if not pack.problem]
         absent = frozenset.intersection(*(pack.absent for pack in readable)) if readable else frozenset()
-        contents = {"graphs": Content(_graphs_table(heads, packed))}
+        graphs = _graphs_table(heads, packed)
+        contents = {"graphs": Content(graphs)}
         for part in ("nodes", "edges"):
             files = [(getattr(head, part), head.graph_id) for head in heads]
             packs = [pack.path(part) for pack in readable]
@@ -325,7 +370,9 @@ class GraphStore:
         added: dict[str, builtins.list[tuple[Path, str]]] = {table: [] for table in ADDITIONS}
         for table, path, graph_id in added_files(self.folder / "graphs"):
             added[table].append((path, graph_id))
-        return contents | {name: Content(files=files) for name, files in ({"features": features} | added).items()}
+        contents |= {name: Content(files=files) for name, files in ({"features": features} | added).items()}
+        contents["supernodes"] = Content(supernode_table(self.folder, graphs["graph_id"].to_pylist()))
+        return contents | comparison_contents(self.folder)
 
 
 def _graphs_table(heads: list[Head], packed: _Packed) -> pa.Table:

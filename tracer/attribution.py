@@ -1,6 +1,7 @@
 """Rows of direct effects → attribution graph: node columns and edges, in topological order."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -9,7 +10,7 @@ import torch
 from numpy import ndarray
 
 from graphs import AttributionGraph, GraphInfo, NodeKind, cumulative_share
-from tracer.local import LocalReplacementModel
+from tracer.local import LocalReplacementModel, Origin, Prompt
 from tracer.rows import Rows, attribution_rows, ignore
 from tracer.sources import Sources
 from tracer.targets import Targets
@@ -94,14 +95,20 @@ def _target_order(targets: Targets) -> ndarray:
     return np.lexsort((targets.features, targets.positions))
 
 
-def _info(local: LocalReplacementModel, rows: Rows, n_active: int) -> GraphInfo:
-    prompt, origin = local.prompt, local.origin
+def question(prompt: Prompt, origin: Origin, n_layers: int) -> GraphInfo:
+    """What is known of a graph before its prompt is traced."""
     return GraphInfo(
         prompt=prompt.text, tokens=prompt.tokens, token_ids=prompt.token_ids, words=prompt.words,
         model=origin.model, model_revision=origin.model_revision,
         transcoder=origin.transcoder, transcoder_revision=origin.transcoder_revision,
-        created_at=datetime.now(UTC), tool_version=version("clt-tracer"),
-        n_layers=local.n_layers, n_active_features=n_active,
+        created_at=datetime.now(UTC), tool_version=version("clt-tracer"), n_layers=n_layers, n_active_features=0,
+    )  # fmt: skip
+
+
+def _info(local: LocalReplacementModel, rows: Rows, n_active: int) -> GraphInfo:
+    return replace(
+        question(local.prompt, local.origin, local.n_layers),
+        n_active_features=n_active,
         coverage=rows.coverage, row_share=rows.row_share, skipped_influence=rows.skipped_influence,
         logits_error=rows.logits_error, conservation_error=rows.conservation_error,
     )  # fmt: skip

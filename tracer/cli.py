@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracer.sql_command import DEFAULT_STORE, sql
+from tracer.batch_command import batch
+from tracer.compare_command import diff, merge, stability
+from tracer.evaluate_command import evaluate
+from tracer.exchange_command import export, import_
+from tracer.options import DEFAULT_STORE, existing_store, model_options, store_option, trace_options, warn_of_damage
+from tracer.sql_command import sql
+from tracer.train_command import train
 
 if TYPE_CHECKING:
     from graphs import GraphStore
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 EXPECTED_ERRORS = (
     ("graphs.errors", "GraphError"), ("tracer.errors", "TraceError"),
     ("transcoders.errors", "TranscoderError"), ("viewer.serve", "ViewerError"),
@@ -62,71 +67,8 @@ def cli() -> None:
 
 @cli.command("prompt")
 @click.argument("text", metavar="PROMPT")
-@click.option("--model", help="Hugging Face model directory or NAME[@REVISION].  [default: the bundled lab model]")
-@click.option("--transcoder", help="Transcoder for that model: a folder in any known layout, or a Hub id.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option(
-    "--dtype",
-    default="float32",
-    show_default=True,
-    type=click.Choice(DTYPES),
-    help="Of the weights; sums are float32 or better.",
-)
-@click.option(
-    "--store",
-    default=DEFAULT_STORE,
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder to save the graph in.",
-)
-@click.option(
-    "--target", metavar="TOKEN", multiple=True, help="Explain this token instead of the most probable ones; repeatable."
-)
-@click.option("--target-minus", metavar="TOKEN", help="Explain each --target less this token.")
-@click.option(
-    "--target-difference",
-    nargs=2,
-    metavar="TOKEN OTHER",
-    multiple=True,
-    help="Explain this token less the other, beside whatever else is named; repeatable.",
-)
-@click.option(
-    "--target-feature",
-    metavar="LAYER/FEATURE[@POSITION]",
-    multiple=True,
-    help="Explain this active feature; repeatable.",
-)
-@click.option(
-    "--target-direction",
-    metavar="FILE",
-    multiple=True,
-    help="Explain this direction at the final norm's output: a .npy or .safetensors file of one vector; repeatable.",
-)
-@click.option(
-    "--position",
-    default="-1",
-    show_default=True,
-    help="Explain what follows this token: a number, from the end if negative, or a word of the prompt.",
-)
-@click.option("--max-logits", default=10, show_default=True, help="Explain at most this many tokens.")
-@click.option("--logit-mass", default=0.95, show_default=True, help="… until their probabilities sum to this.")
-@click.option(
-    "--coverage",
-    default=0.99,
-    show_default=True,
-    help="Share of each layer's influence to follow; 1 attributes all features.",
-)
-@click.option("--max-features", type=int, help="Attribute at most this many features.")
-@click.option(
-    "--row-share",
-    type=float,
-    help="Keep of each target's inputs the largest that hold this share; by default all that fit into memory.",
-)
-@click.option(
-    "--node-threshold", default=0.8, show_default=True, help="Keep nodes that hold this share of the influence."
-)
-@click.option("--edge-threshold", default=0.98, show_default=True, help="Keep edges that hold this share between them.")
-@click.option("--no-prune", is_flag=True, help="Save every node and edge.")
+@model_options
+@trace_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--open", "open_viewer", is_flag=True, help="Show the graph in the viewer afterwards.")
 def trace_prompt(
@@ -144,9 +86,10 @@ def trace_prompt(
       trace "calc: 36+59=" --json
     """
     _check_is_prompt(text)
-    if (model is None) != (transcoder is None):
-        raise CommandError("--model and --transcoder belong together; give both, or neither for the bundled lab model.")
     from graphs import GraphStore
+    from tracer.loading import Source
+
+    source = Source(model, transcoder, device, dtype)
 
     folder = GraphStore(store)  # fails now rather than after the work
 
@@ -154,7 +97,7 @@ def trace_prompt(
     from tracer.config import TraceConfig
 
     config = TraceConfig(prune=not no_prune, **settings)
-    printed = commands.trace_and_save(text, folder, config, model, transcoder, device, dtype, as_json=as_json)
+    printed = commands.trace_and_save(text, folder, config, source, as_json=as_json)
     click.echo(printed.text)
     if open_viewer:
         _serve(folder, port=0, graph_id=printed.graph_id, open_browser=True)
@@ -172,9 +115,7 @@ def view(folder: Path, port: int, open_browser: bool) -> None:
       trace view
       trace view my-graphs --port 8031 --open
     """
-    from graphs import GraphStore
-
-    _serve(GraphStore(folder), port, None, open_browser)
+    _serve(existing_store(folder), port, None, open_browser)
 
 
 cli.add_command(sql)
@@ -190,20 +131,16 @@ def list_graphs(folder: Path, as_json: bool) -> None:
     Example:
       trace list
     """
-    from graphs import GraphStore
     from tracer import commands
 
-    store = GraphStore(folder)
-    _require_store(store)
-    _warn_of_damage(store)
+    store = existing_store(folder)
+    warn_of_damage(store)
     click.echo(commands.graph_list(store, as_json=as_json))
 
 
 @cli.command("show")
 @click.argument("graph_id")
-@click.option(
-    "--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder of saved graphs."
-)
+@store_option()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def show(graph_id: str, store: Path, as_json: bool) -> None:
     """Print the circuit of a saved graph; GRAPH_ID may be shortened.
@@ -212,19 +149,15 @@ def show(graph_id: str, store: Path, as_json: bool) -> None:
     Example:
       trace show the-capital-of
     """
-    from graphs import GraphStore
     from tracer import commands
 
-    folder = GraphStore(store)
-    _require_store(folder)
+    folder = existing_store(store)
     click.echo(commands.show_graph(folder, folder.resolve(graph_id), as_json=as_json))
 
 
 @cli.command("rm")
 @click.argument("graph_ids", nargs=-1, required=True)
-@click.option(
-    "--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder of saved graphs."
-)
+@store_option()
 def remove(graph_ids: tuple[str, ...], store: Path) -> None:
     """Delete saved graphs; damaged ones too.
 
@@ -232,10 +165,7 @@ def remove(graph_ids: tuple[str, ...], store: Path) -> None:
     Example:
       trace rm calc-36-59-1a2b3c4d
     """
-    from graphs import GraphStore
-
-    folder = GraphStore(store)
-    _require_store(folder)
+    folder = existing_store(store)
     damaged = {graph.graph_id for graph in folder.damaged()}
     chosen = [text if text in damaged else folder.resolve(text) for text in graph_ids]  # all exist, or none is deleted
     for graph_id in dict.fromkeys(chosen):
@@ -254,12 +184,9 @@ def compact(folder: Path) -> None:
     Example:
       trace compact my-graphs
     """
-    from graphs import GraphStore
     from tracer import commands
 
-    store = GraphStore(folder)
-    _require_store(store)
-    click.echo(commands.compact_store(store))
+    click.echo(commands.compact_store(existing_store(folder)))
 
 
 @cli.command("convert")
@@ -286,6 +213,10 @@ def convert(source: str, folder: Path, dtype: str | None, **overrides: str | Non
 
     given = {name: value for name, value in overrides.items() if value is not None}
     click.echo(commands.convert_transcoder(source, folder, dtype, given))
+
+
+for command in (batch, train, evaluate, export, import_, diff, merge, stability):
+    cli.add_command(command)
 
 
 def main() -> None:
@@ -327,20 +258,8 @@ def _check_is_prompt(text: str) -> None:
         raise CommandError(f"{text!r} is no command; did you mean 'trace {close[0]}'? A prompt has more than one word.")
 
 
-def _require_store(store: "GraphStore") -> None:
-    if not store.folder.exists():
-        raise CommandError(f'{store.folder} does not exist; trace a prompt first, as in trace "calc: 36+59=".')
-
-
-def _warn_of_damage(store: "GraphStore") -> None:
-    for graph in store.damaged():
-        click.echo(f"trace: left out {graph.graph_id}: {graph.reason}; delete it with trace rm.", err=True)
-
-
 def _serve(store: "GraphStore", port: int, graph_id: str | None, open_browser: bool) -> None:
     from viewer.serve import serve
-
-    _require_store(store)
 
     def ready(url: str) -> None:
         page = f"{url.rstrip('/')}/g/{graph_id}" if graph_id else url

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from graphs import AttributionGraph, GraphStore, NodeKind, logit_weights
+from tracer import lab
 from tracer.config import TraceConfig
-from tracer.errors import TraceError
+from tracer.loading import Source, load, save_features
+from tracer.options import DEFAULT_STORE
 from tracer.story import feature_paths, path_record, place_text, routes, target_name, target_record, told_targets
 from tracer.tables import table_text
 
@@ -30,43 +32,20 @@ class Printed:
     graph_id: str
 
 
-def trace_and_save(
-    prompt: str, store: GraphStore, config: TraceConfig, model: str | None, transcoder: str | None, device: str,
-    dtype: str, *, as_json: bool,
-) -> Printed:  # fmt: skip
+def trace_and_save(prompt: str, store: GraphStore, config: TraceConfig, source: Source, *, as_json: bool) -> Printed:
     """Trace a prompt with the named model, or the bundled one, and save the graph and what its features are about."""
-    from tracer import lab
-
-    if model is None:
-        lab.check_words(prompt)
-    with _progress() as step:
+    if source.model is None:
+        lab.check_words(prompt, lab.words())
+    with progress() as step:
         step("loading the model", 0, 0)
-        import huggingface_hub
-        import torch
-        import transformers
-
-        from tracer.pipeline import trace
-        from tracer.replacement import ReplacementModel
-
-        transformers.utils.logging.disable_progress_bar()  # of reading weights, and of downloads
-        if not huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS:
-            huggingface_hub.utils.enable_progress_bars()
-    place = _device(torch, device)
-    features = None
-    if model is None or transcoder is None:
-        model, transcoder, name = str(lab.folder() / "model"), str(lab.folder() / "transcoder"), lab.NAME
-        features = lab.features()
-    else:
-        name = None
-    # downloads have their own bars
-    replacement = ReplacementModel.load(model, transcoder, device=place, dtype=getattr(torch, dtype), name=name)
-    with _progress() as step:
+        from tracer.pipeline import trace  # and with it torch
+    loaded = load(source)  # downloads have their own bars
+    with progress() as step:
         done = trace(
-            prompt, replacement, config, labels=lab.labels(features) if features else None,
+            prompt, loaded.replacement, config, labels=loaded.labels,
             on_progress=lambda n, total: step("attributing features", n, total),
         )  # fmt: skip
-    if features is not None and not store.has_features(replacement.origin.transcoder):
-        store.save_features(features, replacement.origin.transcoder)
+    save_features(store, loaded)
     graph_id = store.save(done.graph)
     predictions = [vars(prediction) for prediction in done.predictions]
     record: dict[str, Any] = graph_record(graph_id, store, done.graph) | {"predictions": predictions}
@@ -83,7 +62,7 @@ def convert_transcoder(source: str, folder: Path, dtype: str | None, overrides: 
     from transcoders import convert, open_stored
 
     stored = open_stored(source, **overrides)
-    with _progress() as step:
+    with progress() as step:
         convert(
             stored, folder, dtype=getattr(torch, dtype) if dtype else None,
             on_layer=lambda done, total: step("converting layers", done, total),
@@ -164,7 +143,7 @@ def graph_list(store: GraphStore, *, as_json: bool) -> str:
 
 def compact_store(store: GraphStore) -> str:
     """Compact the store, and say what came of it."""
-    with _progress() as step:
+    with progress() as step:
         done = store.compact(on_progress=lambda n, total: step("compacting graphs", n, total))
     per_edge = f", {done.n_bytes / done.n_edges:.1f} bytes per edge" if done.n_edges else ""
     lines = [
@@ -178,7 +157,7 @@ def compact_store(store: GraphStore) -> str:
 def _text(record: dict, graph: AttributionGraph) -> str:
     """The circuit as a person would tell it."""
     scores, counts = record["scores"], record["counts"]
-    skipped = record["skipped_influence"] / logit_weights(graph).sum()
+    skipped = record["skipped_influence"] / max(logit_weights(graph).sum(), np.finfo(np.float64).tiny)
     lines = [
         f"Prompt   {record['prompt']}",
         f"Tokens   {' '.join(token.strip() for token in record['tokens'])}",
@@ -198,14 +177,19 @@ def _text(record: dict, graph: AttributionGraph) -> str:
     lines.append(f"Scores   replacement {scores['replacement']:.2f}, completeness {scores['completeness']:.2f}")
     if scores["pruned_replacement"] is not None:
         lines[-1] += f"; after pruning {scores['pruned_replacement']:.2f} and {scores['pruned_completeness']:.2f}"
-    lines.append(
-        f"Checked  edges + bias = pre-activation to {record['conservation_error']:.0e}; logits reproduced to "
-        f"{record['logits_error']:.0e}; at most {skipped:.2%} of the influence was skipped"
-    )
+    if np.isnan(graph.pre_activation).all():
+        lines.append(
+            "Checked  nothing: the graph was imported, and its file has no biases; its scores are those of the file"
+        )
+    else:
+        lines.append(
+            f"Checked  edges + bias = pre-activation to {record['conservation_error']:.0e}; logits reproduced to "
+            f"{record['logits_error']:.0e}; at most {skipped:.2%} of the influence was skipped"
+        )
     if record["row_share"] < 1:
         lines.append(f"Left out of each target's inputs the smallest, which hold {1 - record['row_share']:.2%} at most")
     lines.append(f"Saved    {record['graph_id']} in {record['store']} ({record['seconds']:.2f} s)")
-    where = "" if record["store"] == "graphs-store" else f" {record['store']}"
+    where = "" if record["store"] == DEFAULT_STORE else f" {record['store']}"
     lines += ["", f"Look closer:  trace view{where}", f'              trace sql{where} "{_example_query(graph)}"']
     return "\n".join(lines)
 
@@ -249,24 +233,14 @@ def _example_query(graph: AttributionGraph) -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on stderr that leaves nothing behind; silent where stderr is no terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("starting", total=None)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
 
         def step(description: str, done: int, total: int) -> None:
-            progress.update(task, description=description, completed=done, total=total or None)
+            bar.update(task, description=description, completed=done, total=total or None)
 
         yield step
-
-
-def _device(torch, name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
-        raise TraceError(f"device {name!r} is unknown; expected auto, cpu, cuda or mps.")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TraceError("device cuda was asked for, but torch sees no CUDA device; use --device cpu or auto.")
-    return name

@@ -30,9 +30,13 @@ def labels(table: pa.Table) -> dict[tuple[int, int], str]:
     return {(a, b): text for a, b, text in zip(layer, feature, label, strict=True) if text}
 
 
-def check_words(prompt: str) -> None:
+def words() -> frozenset[str]:
+    """All words that the lab model saw."""
+    return frozenset((folder() / "words.txt").read_text(encoding="utf-8").split())
+
+
+def check_words(prompt: str, known: frozenset[str]) -> None:
     """Refuse words that the lab model never saw, naming the closest ones it knows."""
-    known = (folder() / "words.txt").read_text(encoding="utf-8").split()
     for word in WORD.findall(prompt):
         if word not in known:
             close = difflib.get_close_matches(word, known, n=3, cutoff=0.5) or difflib.get_close_matches(

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from tracer.errors import TraceError
 from tracer.linear import FrozenAttention, FrozenNorm, freeze_attention, freeze_norm
-from tracer.memory import free_memory
 from tracer.precision import computing_in
 from transcoders import CrossLayerTranscoder, TranscoderConfig
 from transcoders.activations import as_read, read_site, reads_before_gain, recording, write_site
 from transcoders.families import Anatomy
+from transcoders.memory import free_memory
 
 PATTERNS = 1 / 8
 """Attention patterns are held if they take no more than this share of the free memory."""

@@ -51,9 +51,10 @@ def trace(
     config: TraceConfig = TraceConfig(),  # noqa: B008 (a frozen value)
     *,
     labels: dict[tuple[int, int], str] | None = None,
+    tags: tuple[tuple[str, str], ...] = (),
     on_progress: Callable[[int, int], None] = ignore,
 ) -> Trace:
-    """Trace one prompt; `labels` names features by (layer, feature)."""
+    """Trace one prompt; `labels` names features by (layer, feature), `tags` are kept with the graph."""
     start = time.perf_counter()
     local = replacement.localize(replacement.tokenize(prompt))
     targets = choose_targets(replacement, local, config)
@@ -71,9 +72,14 @@ def trace(
     info = replace(
         graph.info,
         seconds=time.perf_counter() - start, peak_memory_mb=_peak_memory_mb(),
-        config=json.dumps(asdict(config), sort_keys=True),
+        config=config_text(config), tags=tags,
     )  # fmt: skip
     return Trace(replace(graph, info=info), _predictions(replacement, local, config), whole.n_nodes, whole.n_edges)
+
+
+def config_text(config: TraceConfig) -> str:
+    """The settings as they are stored with a graph; they are part of its identity."""
+    return json.dumps(asdict(config), sort_keys=True)
 
 
 def _predictions(

@@ -43,19 +43,7 @@ class ReplacementModel:
         name: str | None = None,
     ) -> "ReplacementModel":
         """Load a model (directory or name[@revision]) and a transcoder in any layout, and check that they fit."""
-        if Path(model).exists() and not (Path(model) / "config.json").is_file():
-            raise TraceError(f"{model} is not a Hugging Face model directory: it has no config.json.")
-        try:
-            place, pinned = _pinned(model)
-            network: Any = AutoModelForCausalLM.from_pretrained(
-                place, revision=pinned, dtype=dtype, attn_implementation="eager"
-            )
-            tokenizer = AutoTokenizer.from_pretrained(place, revision=pinned)
-        except (OSError, SafetensorError) as error:
-            first = str(error).splitlines()[0]
-            raise TraceError(
-                f"the model {model} cannot be loaded ({first}); give a local directory or a Hub id."
-            ) from error
+        network, tokenizer = load_model(model, dtype)
         folder = locate(transcoder)
         loaded = load_on_demand(folder, device=device, dtype=dtype)
         origin = Origin(
@@ -92,6 +80,12 @@ class ReplacementModel:
         """Split a prompt into tokens; a beginning-of-sequence token is put first where the tokenizer did not."""
         if not text.strip():
             raise TraceError('the prompt is empty; give some text, as in trace "the capital of Texas is".')
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TraceError(
+                f"the prompt is no valid Unicode text ({error.reason}); replace lone surrogates."
+            ) from error
         encoding = self.tokenizer(text, return_offsets_mapping=True)
         ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
         special = set(self.tokenizer.all_special_ids)
@@ -110,6 +104,23 @@ class ReplacementModel:
     def localize(self, prompt: Prompt) -> LocalReplacementModel:
         """Run the prompt once and hold everything nonlinear at its value."""
         return localize(self.model, self.anatomy, self.transcoder, prompt, self.origin)
+
+
+def load_model(model: str | Path, dtype: torch.dtype) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A language model and its tokenizer from a directory or name[@revision], with attention patterns to be seen."""
+    if Path(model).exists() and not (Path(model) / "config.json").is_file():
+        raise TraceError(f"{model} is not a Hugging Face model directory: it has no config.json.")
+    try:
+        place, pinned = _pinned(model)
+        network: Any = AutoModelForCausalLM.from_pretrained(
+            place, revision=pinned, dtype=dtype, attn_implementation="eager"
+        )
+        return network, AutoTokenizer.from_pretrained(place, revision=pinned)
+    except (OSError, SafetensorError) as error:
+        first = str(error).splitlines()[0]
+        raise TraceError(
+            f"the model {model} cannot be loaded ({first}); give a local directory or a Hub id."
+        ) from error
 
 
 def _pinned(model: str | Path) -> tuple[str, str]:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tracer.errors import TraceError
 from tracer.local import LocalReplacementModel
-from tracer.memory import free_memory
 from tracer.sources import Sources
 from tracer.sweep import effects, feature_effects
 from tracer.targets import Targets
+from transcoders.memory import free_memory
 
 CELLS = 1 << 19
 """Numbers in a batch of cotangents: enough for full speed, few enough for a processor's cache."""

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.local import LocalReplacementModel, logits_error
-from tracer.memory import free_memory
+from transcoders.memory import free_memory
 
 WRITES = 1 / 8
 """Write vectors are held if they take no more than this share of the free memory; else they are made as needed."""

@@ -1,4 +1,4 @@
-"""`trace sql`: where the query comes from, what its parameters are, and where the answer goes."""
+"""`trace sql`: where the query comes from, what its parameters are, what it is asked of, and where the answer goes."""
 
 import json
 import sys
@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tracer.options import DEFAULT_STORE, existing_store, warn_of_damage
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from graphs import GraphStore
 
-DEFAULT_STORE = "graphs-store"
+RUN, METRICS = "run.json", "metrics.parquet"
+"""In the folder of a training run. `transcoders.progress` names them too, but imports torch, which takes seconds."""
 
 
 @click.command("sql")
@@ -48,7 +51,7 @@ def sql(
 
     QUERY is SQL in quotes, or - to read it from stdin. Without a query, a shell opens on a terminal, and stdin is
     read otherwise. Tables: graphs, nodes, edges, features, supernodes, interventions, validations, tokens, logits; for
-    them and the macros see docs/schema.md.
+    them and the macros see docs/schema.md. Of a training run's folder, the one table is metrics.
 
     \b
     Examples:
@@ -58,21 +61,27 @@ def sql(
       trace sql "FROM common_features(NULL, \\$k)" --param k=20 --format json -o features.json
       trace sql --file question.sql --save question
       trace sql --saved question
+      trace sql my-run "SELECT step, loss, l0 FROM metrics"
       trace sql
     """
-    from graphs import GraphStore
     from tracer.tables import write_table
 
     parameters = {**_parameters(texts, str), **_parameters(values, _value)}
     folder, query = _split(arguments, has_query=bool(source or saved or list_saved))
-    store = GraphStore(folder)
-    if not store.folder.exists():
-        raise click.ClickException(f'{folder} does not exist; trace a prompt first, as in trace "calc: 36+59=".')
-    _warn_of_damage(store)
+    if _is_run(folder):
+        if saved or save or list_saved:
+            raise click.ClickException(f"{folder} is a training run, which saves no queries; leave --save… out.")
+        table = _of_metrics(folder, _query(query, source), parameters)
+        write_table(table, _form(form, output), output)
+        return
+    store = existing_store(folder)
+    warn_of_damage(store)
     if list_saved:
         write_table(_listed(store), _form(form, output), output)
         return
-    text = _query(store, query, source, saved)
+    if source is not None and saved is not None:
+        raise click.ClickException("--file and --saved are two queries; give one of them.")
+    text = _query(query, source) if saved is None else store.saved_query(saved)
     if text is None:
         from tracer.sql_shell import run_shell
 
@@ -99,12 +108,8 @@ def _split(arguments: tuple[str, ...], *, has_query: bool) -> tuple[Path, str | 
     return Path(DEFAULT_STORE), arguments[0] if arguments else None
 
 
-def _query(store: "GraphStore", query: str | None, source: Path | None, saved: str | None) -> str | None:
+def _query(query: str | None, source: Path | None) -> str | None:
     """The SQL, wherever it is; None if a person is to type it."""
-    if source is not None and saved is not None:
-        raise click.ClickException("--file and --saved are two queries; give one of them.")
-    if saved is not None:
-        return store.saved_query(saved)
     if source is not None:
         try:
             return source.read_text("utf-8")
@@ -113,6 +118,37 @@ def _query(store: "GraphStore", query: str | None, source: Path | None, saved: s
     if query == "-" or (query is None and not sys.stdin.isatty()):
         return sys.stdin.read()
     return query
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether this is the folder of a training run; an error if it holds something that is neither that nor a store."""
+    from graphs.description import is_foreign
+
+    if not folder.is_dir() or not is_foreign(folder):
+        return False
+    if not (folder / RUN).is_file() or not (folder / METRICS).is_file():
+        raise click.ClickException(
+            f"{folder} is neither a store of graphs, which has store.json, nor a training run that has reported, which "
+            f"has {RUN} and {METRICS}; name another folder."
+        )
+    return True
+
+
+def _of_metrics(folder: Path, query: str | None, parameters: dict[str, object]) -> "pa.Table":
+    """The answer of a training run's metrics; a training that goes on puts new ones in their place whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from graphs.database import query_table
+
+    if query is None:
+        raise click.ClickException(f'{folder} is a training run; give a query too, as in "FROM metrics".')
+    try:
+        with pq.ParquetFile(folder / METRICS) as file:
+            metrics = file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise click.ClickException(f"{folder / METRICS} cannot be read ({error}); it is damaged.") from error
+    return query_table("metrics", metrics, query, parameters)
 
 
 def _parameters(pairs: tuple[str, ...], value: Any) -> dict[str, object]:
@@ -143,8 +179,3 @@ def _listed(store: "GraphStore") -> "pa.Table":
 
     rows = [{"name": name, "query": text.strip()} for name, text in store.saved_queries().items()]
     return pa.Table.from_pylist(rows, pa.schema([("name", pa.string()), ("query", pa.string())]))
-
-
-def _warn_of_damage(store: "GraphStore") -> None:
-    for graph in store.damaged():
-        click.echo(f"trace: left out {graph.graph_id}: {graph.reason}; delete it with trace rm.", err=True)

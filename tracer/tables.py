@@ -19,8 +19,6 @@ from rich.table import Table
 from graphs.files import file_errors_as_graph_errors, write_atomically
 from tracer.errors import TraceError
 
-FORMATS = ("table", "csv", "json", "jsonl", "parquet")
-
 _WRAPPED_ROWS = 200  # more are not wrapped to the width of the terminal: it would take seconds
 
 
@@ -41,7 +39,7 @@ def write_table(table: pa.Table, form: str, output: Path | None) -> None:
 def table_text(table: pa.Table) -> str:
     """A table for people: as wide as it needs to be when not on a terminal."""
     numbers = [pa.types.is_integer(column.type) or pa.types.is_floating(column.type) for column in table.schema]
-    rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
+    rows = [[_cell(value) for value in row.values()] for row in _rows(table)]
     if not sys.stdout.isatty() or len(rows) > _WRAPPED_ROWS:
         return _aligned(table.column_names, rows, numbers)
     shown = Table(show_edge=False, header_style="bold")
@@ -62,12 +60,16 @@ def _text(table: pa.Table, form: str) -> str:
             pyarrow.csv.write_csv(_flat(table), buffer)
             return buffer.getvalue().decode()
         case "json":
-            return json.dumps(_plain(table.to_pylist()), ensure_ascii=False, indent=2, default=str) + "\n"
+            return json.dumps(_plain(_rows(table)), ensure_ascii=False, indent=2, default=str) + "\n"
         case "jsonl":
-            rows = _plain(table.to_pylist())
+            rows = _plain(_rows(table))
             return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         case _:
             return table_text(table) + "\n"
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    return table.to_pylist(maps_as_pydicts="strict")
 
 
 def _aligned(names: list[str], rows: list[list[str]], numbers: list[bool]) -> str:
@@ -110,7 +112,7 @@ def _flat(table: pa.Table) -> pa.Table:
         if pa.types.is_nested(column.type):
             texts = [
                 None if v is None else json.dumps(_plain(v), ensure_ascii=False, default=str)
-                for v in table[i].to_pylist()
+                for v in table[i].to_pylist(maps_as_pydicts="strict")
             ]
             table = table.set_column(i, column.name, pa.array(texts, pa.string()))
     return table

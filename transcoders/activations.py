@@ -1,6 +1,6 @@
 """Stream what MLPs read and write out of any model of a known family."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -87,26 +87,33 @@ def write_site(layer: Layer, writes: str) -> nn.Module:
 
 
 @contextmanager
-def replaced_mlps(model: PreTrainedModel, transcoder: CrossLayerTranscoder) -> Iterator[None]:
-    """Inside the block the model's MLPs are replaced by the transcoder: attention live, no error terms.
+def replaced_mlps(
+    model: PreTrainedModel, transcoder: CrossLayerTranscoder, *, layers: Collection[int] | None = None
+) -> Iterator[None]:
+    """Inside the block the MLPs of these layers, or all, are replaced by the transcoder: attention live, no errors.
 
-    Position 0 keeps the model's own MLP outputs: it holds the attention sink, and features never live there.
+    What stands in for an MLP is written by features of its own and all earlier layers, replaced or not. Position 0
+    keeps the model's own MLP outputs: it holds the attention sink, and features never live there.
     """
-    layers = dissect(model).layers
+    parts = dissect(model).layers
     config = transcoder.config
+    replaced = range(config.n_layers) if layers is None else layers
+    sources = sorted({source for layer in replaced for source in config.sources(layer)})
     inputs: dict[int, Tensor] = {}
     writes: dict[int, tuple[Tensor, ...]] = {}
 
     def remember(layer: int):
         def record(module: nn.Module, arguments: tuple) -> None:
-            inputs[layer] = as_read(layers[layer], config.reads, arguments[0])
+            inputs[layer] = as_read(parts[layer], config.reads, arguments[0])
 
         return record
 
     def replace(layer: int):
-        def replacement(module: nn.Module, arguments: tuple, output: Tensor | tuple) -> Tensor | tuple:
-            original = output[0] if isinstance(output, tuple) else output
+        def replacement(module: nn.Module, arguments: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
             writes[layer] = transcoder.writes(layer, transcoder.encode_layer(layer, inputs[layer]))
+            if layer not in replaced:
+                return None
+            original = output[0] if isinstance(output, tuple) else output
             total = transcoder.b_dec[layer].expand_as(original).clone()
             if transcoder.W_skip is not None:
                 total = total + inputs[layer] @ transcoder.W_skip[layer]
@@ -117,8 +124,8 @@ def replaced_mlps(model: PreTrainedModel, transcoder: CrossLayerTranscoder) -> I
 
         return replacement
 
-    handles = [read_site(layer, config.reads).register_forward_pre_hook(remember(i)) for i, layer in enumerate(layers)]
-    handles += [write_site(layer, config.writes).register_forward_hook(replace(i)) for i, layer in enumerate(layers)]
+    handles = [read_site(parts[i], config.reads).register_forward_pre_hook(remember(i)) for i in sources]
+    handles += [write_site(parts[i], config.writes).register_forward_hook(replace(i)) for i in sources]
     try:
         yield
     finally:

@@ -12,6 +12,8 @@ Of a LayerNorm the last is the whole output, gain and bias included, as it is wh
 WRITES = ("hook_mlp_out", "mlp.hook_out")
 """What the MLP adds to the residual stream; both names mean the same where there is no norm after the MLP."""
 ACTIVATIONS = ("relu", "jumprelu", "topk")
+TRAINED = ("batchtopk", "topk", "jumprelu", "relu")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,94 @@ class TranscoderConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a transcoder is trained."""
+    """How a transcoder is trained: everything that decides the result, and nothing else."""
 
-    steps: int = 2500
-    learning_rate: float = 2e-3
+    n_features: int = 4096
+    """Features of each layer."""
+    cross_layer: bool = True
+    """Whether features write to every later layer too; those of a per-layer transcoder write to their own."""
+    skip: bool = False
+    """Whether each layer also writes a linear map of what it reads."""
+    reads: str = "mlp.hook_in"
+    writes: str = "hook_mlp_out"
+
+    activation: str = "batchtopk"
+    """"batchtopk" (one threshold for all layers, saved as JumpReLU), "topk", "jumprelu" or "relu"."""
+    k: int = 16
+    """Active features per layer and token: on average ("batchtopk") or at most ("topk")."""
+    k_start: float = 4.0
+    """Training starts with so many times k and comes down to k over the first `k_anneal` of the steps."""
+    k_anneal: float = 0.1
+    sparsity: float = 1.0
+    """Weight of the tanh penalty of "jumprelu" and "relu"; grows from 0 over all of training."""
+    tanh_scale: float = 4.0
+    """The penalty of a feature is tanh(scale · activation · decoder norm)."""
+    bandwidth: float = 1.0
+    """Width of the window around a JumpReLU threshold in which it gets a gradient."""
+    threshold_start: float = 0.03
+    """Where JumpReLU thresholds start."""
+
+    tokens: int = 20_000_000
+    """Tokens to train on."""
+    batch_tokens: int = 4096
+    """Tokens in a step."""
+    learning_rate: float = 1e-3
+    warm_up: int = 50
+    """Steps until the learning rate is at its height."""
+    decay: float = 0.2
+    """Share of the steps, at the end, over which the learning rate falls to nothing."""
+    clip: float = 1.0
+    """Largest norm of all gradients together."""
+    weights: str = "float32"
+    """"float32", or "bfloat16" with stochastic rounding; the optimiser's own numbers are float32 in both."""
+    products: str = "float32"
+    """Precision of the matrix products with "float32" weights: "float32" or "bfloat16"."""
+
+    balanced: bool | None = None
+    """Divide each token's error by that token's own size; None: where few tokens hold most of what MLPs write."""
     error_floor: float = 0.02
     """Added to each token's squared norm, as a share of the layer's mean, before the error is divided by it."""
-    dead_after: int = 60
-    """A feature that did not fire for this many steps counts as dead and is pulled back."""
+    density_steps: int = 1000
+    """Steps over which firing is averaged."""
+    dead_below: float = 1e-6
+    """A feature that fires on a smaller share of tokens counts as dead and is pulled back."""
     dead_weight: float = 0.03
     """Weight of the error that dead features are asked to explain."""
-    dead_tokens: int = 4
+    dead_tokens: int = 16
     """Dead features are trained on every so many tokens: they are rarely worth the full cost."""
-    bfloat16: bool = False
-    """Multiply by the decoders in bfloat16; weights, optimiser and sums stay float32."""
+
+    context: int = 128
+    """Tokens in a sequence."""
+    buffer_tokens: int = 131_072
+    """Tokens that the shuffling buffer holds."""
+    largest_norm: float = 20.0
+    """Tokens whose MLP inputs are larger than so many times the mean are left out."""
+    streams: int = 1
+    """Into so many parts the data is split; several processes with data of their own take some of them each."""
     seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // self.batch_tokens
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("activation", self.activation, TRAINED), ("weights", self.weights, PRECISIONS),
+            ("products", self.products, PRECISIONS), ("reads", self.reads, READS), ("writes", self.writes, WRITES),
+        ):  # fmt: skip
+            if value not in allowed:
+                raise TranscoderError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")
+        for name in ("n_features", "k", "batch_tokens", "streams", "context"):
+            if getattr(self, name) < 1:
+                raise TranscoderError(f"{name} is {getattr(self, name)}; expected 1 or more.")
+        if self.k > self.n_features:
+            raise TranscoderError(f"k is {self.k} of {self.n_features} features; expected fewer active than there are.")
+        if self.steps < 1:
+            raise TranscoderError(f"{self.tokens:,} tokens do not fill one step of {self.batch_tokens:,}; give more.")
+        if self.batch_tokens % self.streams:
+            raise TranscoderError(f"steps of {self.batch_tokens} tokens cannot be split into {self.streams} streams.")
+        if self.buffer_tokens < 2 * self.batch_tokens:
+            raise TranscoderError(
+                f"a buffer of {self.buffer_tokens:,} tokens cannot shuffle steps of {self.batch_tokens:,}; "
+                f"expected {2 * self.batch_tokens:,} or more."
+            )

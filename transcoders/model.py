@@ -89,8 +89,8 @@ class CrossLayerTranscoder(nn.Module):
         """MLP outputs reconstructed from the activations of all layers, less what skip connections add."""
         n_layers = self.config.n_layers
         outputs = [self.b_dec[layer] for layer in range(n_layers)]
-        for source in range(n_layers):
-            for k, write in enumerate(self.writes(source, activations[source])):
+        for source, active in enumerate(activations.unbind()):  # not by index: its backward would fill zeros for each
+            for k, write in enumerate(self.writes(source, active)):
                 outputs[source + k] = outputs[source + k] + write
         return torch.stack(outputs)
 

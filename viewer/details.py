@@ -7,10 +7,11 @@ import numpy as np
 from jaxtyping import Float, Integer
 from numpy import ndarray
 
-from graphs import AttributionGraph, DamagedGraph, GraphStore, NodeKind
+from graphs import AttributionGraph, DamagedGraph, GraphStore, NodeKind, subgraph
 from graphs.influence import input_share
 from viewer.elements import (
     backbone,
+    drawn_nodes,
     edge_elements,
     layer_text,
     layout,
@@ -20,6 +21,8 @@ from viewer.elements import (
     probability,
     visible,
 )
+
+MOST_CONNECTIONS = 1_000
 
 _ANSWERS = """
 SELECT DISTINCT ON (graph_id)
@@ -85,8 +88,13 @@ def score_text(raw: float | None, pruned: float | None) -> str:
 
 
 def graph_details(graph: AttributionGraph) -> dict:
-    """All nodes with their positions, the strongest edges, and the columns and bands around them."""
-    placed, share = layout(graph), _shares(graph)
+    """The nodes with their positions, the strongest edges, and the columns and bands around them.
+
+    Of a graph too large to draw only the most important nodes, and the edges between them.
+    """
+    drawn = drawn_nodes(graph)
+    picture = subgraph(graph, drawn, np.zeros(0, np.int64))
+    placed, share = layout(picture), _shares(graph)
     reached = graph.cumulative_influence[np.isfinite(graph.cumulative_influence)]
     return {
         "n_nodes": graph.n_nodes,
@@ -94,13 +102,13 @@ def graph_details(graph: AttributionGraph) -> dict:
         "largest_cumulative": float(reached.max(initial=0.0)),
         "columns": [asdict(span) for span in placed.columns],
         "bands": [asdict(span) for span in placed.bands],
-        "nodes": node_elements(graph, placed),
-        "edges": edge_elements(graph, share, backbone(graph)),
+        "nodes": node_elements(picture, placed, np.flatnonzero(drawn)),
+        "edges": edge_elements(graph, share, backbone(graph, drawn)),
     }
 
 
 def node_details(graph: AttributionGraph, node: int) -> dict:
-    """The columns of the node and its edges in both directions, each sorted by share."""
+    """The columns of the node and its strongest edges in both directions, each sorted by share."""
     share = _shares(graph)
     incoming, outgoing = np.flatnonzero(graph.target == node), np.flatnonzero(graph.source == node)
     kind, position = NodeKind(graph.kind[node]), int(graph.position[node])
@@ -117,6 +125,8 @@ def node_details(graph: AttributionGraph, node: int) -> dict:
         **{name: float(getattr(graph, name)[node]) for name in _NODE_COLUMNS},
         "probability": probability(graph, node),
         "input_by_kind": _share_by_kind(graph, share, incoming),
+        "n_incoming": len(incoming),
+        "n_outgoing": len(outgoing),
         "incoming": _connections(graph, share, incoming, graph.source),
         "outgoing": _connections(graph, share, outgoing, graph.target),
     }
@@ -145,7 +155,7 @@ def _connections(
     chosen: Integer[ndarray, "chosen"],
     other_ends: Integer[ndarray, "edge"],
 ) -> list[dict]:
-    chosen = chosen[np.lexsort((chosen, -share[chosen]))]
+    chosen = chosen[np.lexsort((chosen, -share[chosen]))][:MOST_CONNECTIONS]
     elements = edge_elements(graph, share, chosen)
     return [
         {

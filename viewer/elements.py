@@ -7,7 +7,7 @@ widest cell, and a band as high as its highest. Screen coordinates: y grows down
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from numpy import ndarray
 
 from graphs import AttributionGraph, NodeKind, edge_influence, logit_weights
@@ -21,6 +21,8 @@ COLUMN_GAP = 26.0
 BAND_GAP = 34.0
 SMALLEST, LARGEST = 11.0, 28.0
 BACKBONE = 300
+MOST_NODES = 2_000
+"""Features and errors drawn at once; 5,000 take a browser seconds."""
 
 _COLUMN_MINIMUM = 68.0
 _LONGEST_TEXT = 30
@@ -81,16 +83,26 @@ def layout(graph: AttributionGraph) -> Layout:
     )
 
 
-def node_elements(graph: AttributionGraph, placed: Layout) -> list[dict]:
-    """One element per node; its id is `n` and the node's number."""
+def drawn_nodes(graph: AttributionGraph, *, most: int = MOST_NODES) -> Bool[ndarray, "node"]:
+    """Tokens and logits, and of the other nodes the most important: a browser cannot draw any number."""
+    inner = (graph.kind == NodeKind.FEATURE) | (graph.kind == NodeKind.ERROR)
+    ranked = np.lexsort((np.arange(graph.n_nodes), -importance(graph), ~inner))
+    drawn = ~inner
+    drawn[ranked[: min(most, int(inner.sum()))]] = True
+    return drawn
+
+
+def node_elements(graph: AttributionGraph, placed: Layout, number: Int[ndarray, "node"] | None = None) -> list[dict]:
+    """One element per node; its id is `n` and the node's number, or its number in the graph it was cut from."""
+    numbers = range(graph.n_nodes) if number is None else number.tolist()
     size = node_sizes(graph)
     weight = importance(graph)
     # a loop, because every element is a dictionary of texts and numbers
     return [
         {
             "data": {
-                "id": f"n{node}",
-                "node": node,
+                "id": f"n{numbers[node]}",
+                "node": numbers[node],
                 "kind": NodeKind(graph.kind[node]).text,
                 "label": short(node_text(graph, node)),
                 "text": node_text(graph, node),
@@ -126,10 +138,16 @@ def edge_elements(
     ]
 
 
-def backbone(graph: AttributionGraph, *, most: int = BACKBONE) -> Int[ndarray, "chosen"]:
-    """The edges that carry most influence to the logits, strongest first."""
+def backbone(
+    graph: AttributionGraph, drawn: Bool[ndarray, "node"] | None = None, *, most: int = BACKBONE
+) -> Int[ndarray, "chosen"]:
+    """The edges between drawn nodes that carry most influence to the logits, strongest first."""
     carried = edge_influence(graph.source, graph.target, graph.weight, logit_weights(graph))
-    return np.lexsort((np.arange(graph.n_edges), -carried))[:most]
+    between = np.arange(graph.n_edges) if drawn is None else np.flatnonzero(drawn[graph.source] & drawn[graph.target])
+    if len(between) > most:  # a full sort of millions is slow
+        least = -np.partition(-carried[between], most)[most]
+        between = between[carried[between] >= least]
+    return between[np.lexsort((between, -carried[between]))][:most]
 
 
 def importance(graph: AttributionGraph) -> Float[ndarray, "node"]:

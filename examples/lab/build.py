@@ -4,6 +4,7 @@ Trains the language model, then its transcoder, labels the features, measures ev
 tracer/lab/. A step whose files are already there is not done again; remove them, or pass --fresh, to start over.
 """
 
+import copy
 import json
 import shutil
 import time
@@ -20,9 +21,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from examples.lab import measure
 from examples.lab.card import card_markdown, gates
-from examples.lab.language_model import LanguageModelConfig, accuracy, train_further, train_language_model
+from examples.lab.joint import JointConfig, train_jointly
+from examples.lab.language_model import LanguageModelConfig, accuracy, train_language_model
 from examples.lab.swaps import residual_swap
-from examples.lab.transcoder import TRAINING, inventory, train_lab_transcoder
+from examples.lab.transcoder import FINISH, JOINT, finish_transcoder, inventory, new_transcoder
 from examples.lab.vocabulary import build_tokenizer, known_words
 from examples.lab.world import Question, World, questions, read_world
 from tracer.replacement import ReplacementModel
@@ -34,37 +36,44 @@ OUTPUT = Path(__file__).parents[2] / "tracer" / "lab"
 @click.command()
 @click.option("--output", default=OUTPUT, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option("--fresh", is_flag=True, help="Remove what an earlier build left and start over.")
-@click.option("--model-steps", default=LanguageModelConfig.steps, show_default=True)
-@click.option("--later-steps", default=LanguageModelConfig.later_steps, show_default=True)
-@click.option("--transcoder-steps", default=TRAINING.steps, show_default=True)
-def build(output: Path, fresh: bool, model_steps: int, later_steps: int, transcoder_steps: int) -> None:
+@click.option("--first-steps", default=LanguageModelConfig.round.steps, show_default=True)
+@click.option("--joint-steps", default=JointConfig.round.steps, show_default=True)
+@click.option("--transcoder-steps", default=FINISH.steps, show_default=True)
+def build(output: Path, fresh: bool, first_steps: int, joint_steps: int, transcoder_steps: int) -> None:
     """Make the lab model, its transcoder and its card."""
     world = read_world()
     asked = questions(world)
     if fresh:
-        for part in ("model", "transcoder"):
+        for part in ("first round", "model", "transcoder"):
             shutil.rmtree(output / part, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     seconds = _previous_seconds(output)
 
-    if not (output / "model" / "model.safetensors").is_file():
+    if not (output / "first round").is_dir() and not (output / "transcoder" / "config.yaml").is_file():
         start = time.time()
         tokenizer = build_tokenizer(world, asked)
-        config = LanguageModelConfig(steps=model_steps, later_steps=later_steps)
-        log = log_progress(world, asked, tokenizer)
-        model = train_language_model(asked, tokenizer, config, log).half().float()
-        model = train_further(model, asked, tokenizer, config, log)
-        model.half().save_pretrained(output / "model")  # half the size; measured as it ships
-        tokenizer.save_pretrained(output / "model")
+        shape = LanguageModelConfig(round=replace(LanguageModelConfig.round, steps=first_steps))
+        model = train_language_model(asked, tokenizer, shape, log_progress(world, asked, tokenizer))
+        _save_model(model, tokenizer, output / "first round")
         (output / "words.txt").write_text("\n".join(known_words(world, asked)) + "\n", encoding="utf-8")
-        seconds["language model"] = time.time() - start
-    lab = measure.Lab(world, asked, *measure.load_model(str(output / "model")))
+        seconds["first round"] = time.time() - start
 
     if not (output / "transcoder" / "config.yaml").is_file():
         start = time.time()
-        transcoder = train_lab_transcoder(lab, replace(TRAINING, steps=transcoder_steps))
+        lab = measure.Lab(world, asked, *measure.load_model(str(output / "first round")))
+        plan = JointConfig(round=replace(JointConfig.round, steps=joint_steps))
+        transcoder = new_transcoder(lab)
+        train_jointly(lab, transcoder, JOINT, plan, log_progress(world, asked, lab.tokenizer))
+        _save_model(lab.model, lab.tokenizer, output / "model")
+        seconds["both together"] = time.time() - start
+        start = time.time()
+        lab = measure.Lab(world, asked, *measure.load_model(str(output / "model")))
+        transcoder = finish_transcoder(lab, transcoder, replace(FINISH, steps=transcoder_steps))
         save(transcoder, output / "transcoder", dtype=torch.float16)
-        seconds["transcoder"] = time.time() - start
+        seconds["transcoder alone"] = time.time() - start
+        shutil.rmtree(output / "first round")
+
+    lab = measure.Lab(world, asked, *measure.load_model(str(output / "model")))
     transcoder = load(output / "transcoder")
     start = time.time()
     pq.write_table(inventory(lab, transcoder, "lab-clt"), output / "features.parquet", compression="zstd")
@@ -75,6 +84,12 @@ def build(output: Path, fresh: bool, model_steps: int, later_steps: int, transco
     (output / "card.md").write_text(card_markdown(card), encoding="utf-8")
     for gate in gates(card):
         print(f"{'met   ' if gate.met else 'MISSED'} {gate.name}: {gate.value:.4g} ({gate.bound})")
+
+
+def _save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """In half precision: half the size, and measured as it ships."""
+    copy.deepcopy(model).half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def log_progress(
@@ -130,7 +145,7 @@ def make_card(lab: measure.Lab, folder: Path) -> dict:
             "accuracy": measure.measure_accuracy(lab), "residual_swap": swaps,
         },
         "transcoder": {
-            "features_per_layer": transcoder.config.n_features, "k": transcoder.config.k,
+            "features_per_layer": transcoder.config.n_features,
             **measure.measure_transcoder(lab, transcoder), "dead": measure.measure_dead(lab, transcoder),
             "places": places,
         },

@@ -56,8 +56,8 @@ def card_markdown(card: dict) -> str:
         "",
         f"A Llama of {model['layers']} layers, width {model['d_model']}, {model['parameters']:,} parameters and "
         f"{model['vocabulary']:,} tokens, trained from nothing on true facts (`examples/lab`), and a cross-layer "
-        f"transcoder of {transcoder['features_per_layer']:,} features a layer, {transcoder['k']} of them active per "
-        "token and layer. Made by `python -m examples.lab.build`; every number below is measured on the shipped files.",
+        f"transcoder of {transcoder['features_per_layer']:,} features a layer, {transcoder['l0']:.0f} of all active "
+        "per token. Made by `python -m examples.lab.build`; every number is measured on the shipped files.",
         "",
         "## Gates",
         "",

@@ -1,5 +1,6 @@
 """Questions as token ids: padded batches for training and measuring."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,17 @@ def select(batch: Batch, rows: Int[Tensor, " row"]) -> Batch:
     length = batch.length[rows]
     width = int(length.max())
     return Batch(batch.tokens[rows, :width], batch.predicts[rows, :width], length, batch.direct[rows])
+
+
+def new_prefixes(batch: Batch, counts: Counter[tuple[int, ...]]) -> Bool[Tensor, "batch position"]:
+    """Where a prefix ends that was not met before, in the order of `counts`; the first token alone is none."""
+    keep = torch.zeros_like(batch.tokens, dtype=torch.bool)
+    for row, (sequence, n) in enumerate(zip(batch.tokens.tolist(), batch.length.tolist(), strict=True)):
+        for position in range(1, n):
+            prefix = tuple(sequence[: position + 1])
+            keep[row, position] = prefix not in counts
+            counts[prefix] += 1
+    return keep
 
 
 def repeated_sequences(vocabulary: Int[np.ndarray, " token"], n: int, random: np.random.Generator) -> Batch:

@@ -24,8 +24,10 @@ SHARES = {
     "indirect object": 16, "induction": 10,
 }  # fmt: skip
 """Sequences of each family in a batch."""
-LATER_SHARES = SHARES | {"addition": 400, "digits": 24, "indirect object": 56, "three-hop": 20}
-"""The same in the second round, which is for what takes longest to generalise."""
+LATER_SHARES = SHARES | {"addition": 376, "digits": 24, "indirect object": 80, "three-hop": 20}
+"""The same in the second round (joint.py), with more of what takes longest to generalise."""
+ANSWER_SHARES = dict.fromkeys(SHARES, 6) | {"addition": 160, "digits": 32, "three-hop": 24, "indirect object": 24}
+"""Sequences of each family that the replacement model answers, beside those."""
 FROM_THE_START = ("state fact", "city then state", "country fact", "city then country", "addition", "digits")
 TWO_HOP_FROM = 450
 THE_REST_FROM = 800
@@ -44,6 +46,17 @@ states and 0.55 of those about countries after the third layer, with it 0.94 and
 
 
 @dataclass(frozen=True)
+class Round:
+    """One run of the optimiser, from warm-up to a learning rate of nothing."""
+
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
+    warm_up: int = 100
+
+
+@dataclass(frozen=True)
 class LanguageModelConfig:
     """Shape and training of the lab's language model."""
 
@@ -52,19 +65,12 @@ class LanguageModelConfig:
     n_heads: int = 4
     d_mlp: int = 384
     max_positions: int = 48
-    steps: int = 4000
-    later_steps: int = 800
-    warm_up: int = 100
-    learning_rate: float = 2e-3
-    later_learning_rate: float = 1.5e-3
-    weight_decay: float = 0.1
-    later_weight_decay: float = 0.3
-    seed: int = 0
+    round: Round = Round(steps=4000, learning_rate=2e-3, weight_decay=0.1, seed=0)
 
 
 def new_model(config: LanguageModelConfig, vocabulary_size: int) -> LlamaForCausalLM:
     """A randomly initialised Llama of the lab's shape."""
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.round.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary_size, hidden_size=config.d_model, intermediate_size=config.d_mlp,
@@ -84,65 +90,19 @@ def train_language_model(
     on_step: Callable[[int, float, LlamaForCausalLM], None],
 ) -> LlamaForCausalLM:
     """Train on the questions whose split is "train"; the loss counts answer tokens only."""
-    model = new_model(config, len(tokenizer))
-    first = Round(config.steps, config.learning_rate, config.weight_decay, config.warm_up, config.seed)
-    return train_round(model, questions, tokenizer, first, shares_at, on_step)
-
-
-def train_further(
-    model: LlamaForCausalLM,
-    questions: list[Question],
-    tokenizer: PreTrainedTokenizerFast,
-    config: LanguageModelConfig,
-    on_step: Callable[[int, float, LlamaForCausalLM], None],
-) -> LlamaForCausalLM:
-    """The second round: more weight decay, and more of what takes longest to generalise."""
-    second = Round(
-        config.later_steps, config.later_learning_rate, config.later_weight_decay, config.warm_up, config.seed + 1
-    )
-    return train_round(model, questions, tokenizer, second, lambda step: LATER_SHARES, on_step)
-
-
-@dataclass(frozen=True)
-class Round:
-    """One run of the optimiser, from warm-up to a learning rate of nothing."""
-
-    steps: int
-    learning_rate: float
-    weight_decay: float
-    warm_up: int
-    seed: int
-
-
-def train_round(
-    model: LlamaForCausalLM,
-    questions: list[Question],
-    tokenizer: PreTrainedTokenizerFast,
-    plan: Round,
-    shares: Callable[[int], dict[str, int]],
-    on_step: Callable[[int, float, LlamaForCausalLM], None],
-) -> LlamaForCausalLM:
-    """Train a model on batches with the shares of each step."""
-    families = {
-        family: encode([q for q in questions if q.family == family and q.split == "train"], tokenizer)
-        for family in SHARES
-        if family != "induction"
-    }
+    model, plan = new_model(config, len(tokenizer)), config.round
+    families = training_families(questions, tokenizer)
     random = np.random.default_rng(plan.seed)
     generator = torch.Generator().manual_seed(plan.seed)
-    continues = continuing_tokens(tokenizer)
-    whole_words = whole_word_tokens(tokenizer)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, plan))
+    continues, whole_words = continuing_tokens(tokenizer), whole_word_tokens(tokenizer)
+    optimizer, schedule = optimizer_of(model, plan)
     for step in range(1, plan.steps + 1):
         loss = torch.tensor(0.0)
-        batches = sample_batches(families, shares(step), whole_words, random)
+        batches = sample_batches(families, shares_at(step), whole_words, random)
         answers = sum(int(batch.predicts.sum()) for batch in batches)
         for batch in batches:
             whole = torch.rand(len(batch.tokens), generator=generator) >= WORD_LEVEL
-            part = _answer_loss(model, batch, word_level_mask(batch.tokens, continues, whole)) / answers
+            part = answer_loss(model, batch, word_level_mask(batch.tokens, continues, whole), KNOWN_AFTER) / answers
             part.backward()
             loss += part.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -153,8 +113,27 @@ def train_round(
     return model.eval()
 
 
+def training_families(questions: list[Question], tokenizer: PreTrainedTokenizerFast) -> dict[str, Batch]:
+    """The training questions of each family as token ids."""
+    return {
+        family: encode([q for q in questions if q.family == family and q.split == "train"], tokenizer)
+        for family in SHARES
+        if family != "induction"
+    }
+
+
+def optimizer_of(
+    model: LlamaForCausalLM, plan: Round
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW with the round's schedule."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay
+    )
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, plan))
+
+
 def shares_at(step: int) -> dict[str, int]:
-    """The families that have joined by a step of the first round."""
+    """The families that have joined by a step."""
     return {family: share for family, share in SHARES.items() if first_step(family) <= step}
 
 
@@ -219,15 +198,20 @@ def word_level_mask(
     return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
-def _answer_loss(model: LlamaForCausalLM, batch: Batch, mask: Float[Tensor, "batch 1 position position"]) -> Tensor:
-    """Cross entropy of the answer tokens in nats, summed; places that follow their city count in a middle layer too."""
+def answer_loss(
+    model: LlamaForCausalLM, batch: Batch, mask: Float[Tensor, "batch 1 position position"], known_after: int
+) -> Tensor:
+    """Cross entropy of the answer tokens in nats, summed.
+
+    Places that directly follow their city count once more, as read after `known_after` layers.
+    """
     result = model.model(batch.tokens, attention_mask=mask, output_hidden_states=True)
-    loss = _cross_entropy(model, result.last_hidden_state, batch.tokens, batch.predicts)
-    middle = model.model.norm(result.hidden_states[KNOWN_AFTER])
-    return loss + _cross_entropy(model, middle, batch.tokens, batch.predicts & batch.direct[:, None])
+    loss = cross_entropy(model, result.last_hidden_state, batch.tokens, batch.predicts)
+    middle = model.model.norm(result.hidden_states[known_after])
+    return loss + cross_entropy(model, middle, batch.tokens, batch.predicts & batch.direct[:, None])
 
 
-def _cross_entropy(
+def cross_entropy(
     model: LlamaForCausalLM,
     hidden: Float[Tensor, "batch position d_model"],
     tokens: Int[Tensor, "batch position"],

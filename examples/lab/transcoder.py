@@ -8,26 +8,33 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
-from examples.lab.examples import Batch, encode, repeated_sequences, select
-from examples.lab.language_model import whole_word_tokens
+from examples.lab.examples import Batch, encode, new_prefixes, repeated_sequences, select
+from examples.lab.language_model import ANSWER_SHARES, sample_batches, training_families, whole_word_tokens
+from examples.lab.learner import ActivationBatch, Learner, LearnerConfig
 from examples.lab.measure import Lab
 from examples.lab.situations import tags_of
 from examples.lab.swaps import pad, subject_end
 from examples.lab.world import Question
 from graphs.schema import tables
-from transcoders import CrossLayerTranscoder, TrainConfig, TranscoderConfig, train
-from transcoders.activations import mlp_activations
+from transcoders import CrossLayerTranscoder, TranscoderConfig
+from transcoders.activations import mlp_activations, replaced_mlps
 from transcoders.features import Firing, collect_firing, feature_records, promoted_tokens
 from transcoders.labels import Label, label_by_firing, situations_of
-from transcoders.train import ActivationBatch
 
 N_FEATURES = 1024
-K = 20
+K = 16
 SITES_PER_STEP = 1024
-TRAINING = TrainConfig(steps=5000, learning_rate=3e-3, bfloat16=True)
+FEWEST = (3, 3, 3, 12, 12, 12)
+"""Few where places are recognised, or a place is spread over features of single cities."""
+JOINT = LearnerConfig(learning_rate=3e-3, fewest=FEWEST, bfloat16=True)
+"""Beside the language model; `steps` follows from the language model's."""
+FINISH = LearnerConfig(steps=300, learning_rate=1e-3, fewest=FEWEST, bfloat16=True)
+ANSWER_WEIGHT = 0.3
+"""Weight of the replacement model's answers beside the relative error."""
 N_REPEATED = 2000
 """Random sequences given twice, among the training prompts."""
 SUBJECT, LAST, OTHER = range(3)
@@ -43,21 +50,51 @@ class Sites:
     """In how many prompts the prefix occurs."""
 
 
-def train_lab_transcoder(lab: Lab, config: TrainConfig = TRAINING) -> CrossLayerTranscoder:
-    """Train on the prompts and answers of the training questions of every family."""
+def new_transcoder(lab: Lab) -> CrossLayerTranscoder:
+    """A transcoder of the lab model's shape, not trained yet."""
     shape = TranscoderConfig(
         n_layers=lab.model.config.num_hidden_layers, d_model=lab.model.config.hidden_size, n_features=N_FEATURES,
         activation="topk", k=K, reads="mlp.hook_in", writes="hook_mlp_out", model_name="lab",
     )  # fmt: skip
+    return CrossLayerTranscoder(shape)
+
+
+def finish_transcoder(lab: Lab, transcoder: CrossLayerTranscoder, config: LearnerConfig) -> CrossLayerTranscoder:
+    """Train on alone, the language model at rest: all sites, and the answers of the replacement model."""
     start = time.time()
     sites = collect_sites(lab, config.seed)
     print(f"{len(sites.occurrences):,} sites  {time.time() - start:.0f} s", flush=True)
+    random = np.random.default_rng(config.seed + 11)
+    learner = Learner(transcoder, config)
+    families, whole_words = training_families(lab.questions, lab.tokenizer), whole_word_tokens(lab.tokenizer)
+    batches = _batches(sites, config.seed)
+    for step in range(1, config.steps + 1):
+        loss, error = learner.loss(*next(batches))
+        divergence = _answer_divergence(lab, transcoder, sample_batches(families, ANSWER_SHARES, whole_words, random))
+        (loss + ANSWER_WEIGHT * divergence).backward()
+        learner.step()
+        if step % 100 == 0 or step == 1:
+            print(
+                f"step {step}  {time.time() - start:.0f} s  relative error {float(error):.4f}  "
+                f"KL of the answers {float(divergence):.4f} nats", flush=True,
+            )  # fmt: skip
+    return transcoder.eval().requires_grad_(False)
 
-    def on_step(step: int, error: float, transcoder: CrossLayerTranscoder) -> None:
-        if step % 200 == 0 or step == 1:
-            print(f"step {step}  {time.time() - start:.0f} s  relative error {error:.4f}", flush=True)
 
-    return train(_batches(sites, config.seed), shape, config, on_step=on_step)
+def _answer_divergence(lab: Lab, transcoder: CrossLayerTranscoder, batches: list[Batch]) -> Tensor:
+    """Mean KL divergence from the model to the replacement model where an answer is predicted, in nats.
+
+    Reconstruction alone leaves out what little of an MLP's output decides an answer (Braun et al., "Identifying
+    Functionally Important Features with End-to-End Sparse Dictionary Learning", 2024).
+    """
+    total = torch.tensor(0.0)
+    for batch in batches:
+        with torch.no_grad():
+            own = lab.model(batch.tokens).logits[batch.predicts].log_softmax(-1)
+        with replaced_mlps(lab.model, transcoder):
+            other = lab.model(batch.tokens).logits[batch.predicts].log_softmax(-1)
+        total = total + functional.kl_div(other, own, log_target=True, reduction="sum")
+    return total / sum(int(batch.predicts.sum()) for batch in batches)
 
 
 def collect_sites(lab: Lab, seed: int) -> Sites:
@@ -70,21 +107,10 @@ def collect_sites(lab: Lab, seed: int) -> Sites:
     for batch in (asked, repeated):
         for rows in batch.length.argsort(stable=True).split(2048):
             part = select(batch, rows)
-            keep = _new_prefixes(part, counts)
+            keep = new_prefixes(part, counts)
             parts.append(mlp_activations(lab.model, part.tokens, keep, "mlp.hook_in"))
     inputs, outputs = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
     return Sites(inputs, outputs, torch.tensor([*counts.values()]))
-
-
-def _new_prefixes(batch: Batch, counts: Counter[tuple[int, ...]]) -> Bool[Tensor, "batch position"]:
-    """Where a prefix ends that was not met before, in the order of `counts`; the first token alone is none."""
-    keep = torch.zeros_like(batch.tokens, dtype=torch.bool)
-    for row, (sequence, n) in enumerate(zip(batch.tokens.tolist(), batch.length.tolist(), strict=True)):
-        for position in range(1, n):
-            prefix = tuple(sequence[: position + 1])
-            keep[row, position] = prefix not in counts
-            counts[prefix] += 1
-    return keep
 
 
 def _batches(sites: Sites, seed: int) -> Iterator[ActivationBatch]:

@@ -173,6 +173,7 @@ def _opposites(world: World) -> list[Question]:
 
 def _indirect_objects(world: World, random: np.random.Generator) -> list[Question]:
     """Sentences with two names, of which one is repeated: the answer is the other; held out by pairs of names."""
+    scenery = np.random.default_rng(1)
     names, places, objects = (world.scenes[key] for key in ("names", "places", "objects"))
     result = []
     for i, first in enumerate(names):
@@ -183,8 +184,11 @@ def _indirect_objects(world: World, random: np.random.Generator) -> list[Questio
                     place, thing = places[random.integers(len(places))], objects[random.integers(len(objects))]
                     pair = (receiver, giver) if random.random() < 0.5 else (giver, receiver)
                     fact = Question("indirect object", "", receiver, receiver, giver, split=split)
+                    elsewhere, other = places[scenery.integers(len(places))], objects[scenery.integers(len(objects))]
                     result += _ask(
-                        fact, f"{opening} {pair[0]} and {pair[1]} went to the {place}, {giver} gave a {thing} to"
+                        fact,
+                        f"{opening} {pair[0]} and {pair[1]} went to the {place}, {giver} gave a {thing} to",
+                        f"{opening} {pair[1]} and {pair[0]} went to the {elsewhere}, {giver} gave a {other} to",
                     )
     return result
 

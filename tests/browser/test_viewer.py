@@ -188,6 +188,25 @@ def test_a_node_that_does_not_exist_is_told(visit, address, graphs):
     visit.problems.clear()
 
 
+def test_of_a_graph_too_large_to_draw_the_rest_is_reached_over_connections(visit, address, graphs, monkeypatch):
+    page, graph = visit.page, graphs[0]
+    monkeypatch.setattr("viewer.elements.drawn_nodes.__kwdefaults__", {"most": 4})
+    _open(page, address, graph)
+    always = int(np.count_nonzero((graph.kind == NodeKind.TOKEN) | (graph.kind == NodeKind.LOGIT)))
+    assert len(_displayed(page)) == always + 4
+    assert f"the most important of {graph.n_nodes}" in page.locator("#shown").text_content()
+    hidden = sorted(set(range(graph.n_nodes)) - set(_displayed(page)))
+    node = next(one for one in hidden if graph.kind[one] == NodeKind.FEATURE)
+    page.goto(f"{page.url}?n={node}")
+    page.wait_for_selector(f'#panel[data-node="{node}"]')
+    _assert_lists_neighbours(page, graph, node)
+    answer = graph.n_nodes - 1
+    page.goto(page.url.replace(f"n={node}", f"n={answer}"))
+    page.wait_for_selector(f'#panel[data-node="{answer}"]')
+    drawn = set(_displayed(page)) & set(graph.source[graph.target == answer].tolist())
+    assert page.evaluate("__trace.cy.$('edge.lit').length") == len(drawn)
+
+
 def test_a_page_fits_its_window(visit, address, graphs):
     for path in ("/", f"/g/{_id(address, visit.page, graphs[0])}"):
         visit.page.goto(address.rstrip("/") + path)

@@ -4,9 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from examples.lab import measure
 from examples.lab.card import card_markdown, gates
+from examples.lab.joint import JointConfig, train_jointly
+from examples.lab.language_model import LanguageModelConfig, train_language_model
+from examples.lab.transcoder import JOINT, new_transcoder
 from examples.lab.vocabulary import build_tokenizer, name_words
 from examples.lab.world import COUNTRY_RELATIONS, STATE_RELATIONS, questions, read_world
 from tracer import lab as bundled
@@ -108,3 +112,29 @@ def test_the_gates_are_met_but_for_those_the_card_calls_missed(card):
         "places with a feature of F1 ≥ 0.9, two-hop country",
         "feature swap, two-hop country",
     ]
+
+
+@pytest.mark.slow
+def test_the_same_seeds_give_the_same_weights(lab):
+    first, second = (a_short_build(lab) for _ in range(2))
+    assert first.keys() == second.keys()
+    for name, weights in first.items():
+        assert torch.equal(second[name], weights), name
+
+
+def a_short_build(lab) -> dict[str, torch.Tensor]:
+    """Both rounds of training, a few steps each."""
+
+    def ignore(step, loss, model):
+        pass
+
+    shape = LanguageModelConfig(round=replace(LanguageModelConfig.round, steps=2))
+    model = train_language_model(lab.questions, lab.tokenizer, shape, ignore)
+    started = replace(lab, model=model)
+    transcoder = new_transcoder(started)
+    plan = replace(JointConfig(), round=replace(JointConfig.round, steps=4), alone=2, gathered=1)
+    train_jointly(started, transcoder, JOINT, plan, ignore)
+    assert all(float(decoder.detach().abs().max()) > 0 for decoder in transcoder.W_dec)
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | {
+        f"transcoder.{name}": tensor for name, tensor in transcoder.state_dict().items()
+    }

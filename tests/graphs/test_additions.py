@@ -1,11 +1,14 @@
+from datetime import UTC, datetime
+
 import pyarrow as pa
 import pytest
 
 from graphs import GraphError, GraphStore
 
 
-def supernode(graph_id, name="Texas", node=1):
-    return pa.Table.from_pylist([{"graph_id": graph_id, "supernode": name, "node": node}])
+def validation(graph_id, name="ablate"):
+    row = {"graph_id": graph_id, "validation": name, "source": 0, "target": 1, "predicted": 1.0, "measured": 0.9}
+    return pa.Table.from_pylist([row | {"is_control": False}])
 
 
 @pytest.fixture
@@ -20,52 +23,55 @@ def one(store):
     return store.resolve("one")
 
 
-def test_what_is_added_to_a_graph_is_a_table_and_stays_with_it(store, make_graph, make_info):
-    store.save_rows("supernodes", one(store), supernode(one(store), "old"))
-    store.save_rows("supernodes", one(store), supernode(one(store)))
-    expected = [{"graph_id": one(store), "supernode": "Texas", "node": 1}]
-    assert store.sql("FROM supernodes").to_pylist() == expected
+def test_what_is_added_to_a_graph_is_a_table_and_stays_with_it(store):
+    store.save_rows("validations", one(store), validation(one(store), "old"))
+    store.save_rows("validations", one(store), validation(one(store)))
+    expected = validation(one(store)).to_pylist()
+    assert store.sql("FROM validations").to_pylist() == expected
     store.compact()
-    store.save_rows("supernodes", store.resolve("two"), supernode(store.resolve("two")))
-    assert store.sql("FROM supernodes WHERE graph_id = $g", g=one(store)).to_pylist() == expected
-    assert store.sql("SELECT count(*) AS n FROM supernodes").to_pylist() == [{"n": 2}]
+    store.save_rows("validations", store.resolve("two"), validation(store.resolve("two")))
+    assert store.sql("FROM validations WHERE graph_id = $g", g=one(store)).to_pylist() == expected
+    assert store.sql("SELECT count(*) AS n FROM validations").to_pylist() == [{"n": 2}]
     store.delete(one(store))
-    assert store.sql("SELECT graph_id FROM supernodes").to_pylist() == [{"graph_id": store.resolve("two")}]
+    assert store.sql("SELECT graph_id FROM validations").to_pylist() == [{"graph_id": store.resolve("two")}]
 
 
 def test_no_rows_take_the_earlier_ones_away(store):
-    store.save_rows("supernodes", one(store), supernode(one(store)))
-    store.save_rows("supernodes", one(store), supernode(one(store)).slice(0, 0))
-    assert store.sql("FROM supernodes").num_rows == 0
+    store.save_rows("validations", one(store), validation(one(store)))
+    store.save_rows("validations", one(store), validation(one(store)).slice(0, 0))
+    assert store.sql("FROM validations").num_rows == 0
 
 
-def test_interventions_and_validations_have_their_tables(store):
-    rows = store.sql("SELECT $g AS graph_id, * EXCLUDE graph_id FROM interventions", g=one(store))
-    store.save_rows("interventions", one(store), rows)
-    row = {"graph_id": one(store), "validation": "ablate", "source": 0, "target": 1, "predicted": 1.0, "measured": 0.9}
-    store.save_rows("validations", one(store), pa.Table.from_pylist([row | {"is_control": False}]))
-    assert store.sql("SELECT measured FROM validations").to_pylist() == [{"measured": 0.9}]
+def test_interventions_have_their_table(store):
+    row = {"graph_id": one(store), "intervention": 1, "node": 1, "layer": 0, "position": 0, "feature": 3}
+    row |= {"operation": "scale", "value": 2.0, "created_at": datetime(2025, 1, 2, tzinfo=UTC)}
+    store.save_rows("interventions", one(store), pa.Table.from_pylist([row]))
+    assert store.sql("FROM interventions").to_pylist() == [row]
 
 
-def test_what_does_not_fit_is_refused(store):
+def test_what_does_not_fit_is_refused(store, tmp_path):
     graph_id = one(store)
     for table, rows, message in (
-        ("nodes", supernode(graph_id), "table nodes is not added to graphs"),
-        ("supernodes", supernode(graph_id).drop_columns("node"), "do not fit table supernodes"),
-        ("supernodes", supernode("another"), f"rows of another were given as those of {graph_id}"),
+        ("nodes", validation(graph_id), "table nodes is not added to graphs"),
+        ("supernodes", validation(graph_id), "supernodes is not added to graphs; expected interventions, validations"),
+        ("validations", validation(graph_id).drop_columns("source"), "do not fit table validations"),
+        ("validations", validation("another"), f"rows of another were given as those of {graph_id}"),
     ):
         with pytest.raises(GraphError, match=message):
             store.save_rows(table, graph_id, rows)
     with pytest.raises(GraphError, match="there is no graph 'missing'"):
-        store.save_rows("supernodes", "missing", supernode("missing"))
+        store.save_rows("validations", "missing", validation("missing"))
     with pytest.raises(GraphError, match="is no graph id"):
-        store.save_rows("supernodes", "../one", supernode("../one"))
+        store.save_rows("validations", "../one", validation("../one"))
+    with pytest.raises(GraphError, match="there is no graph 'missing'"):
+        GraphStore(tmp_path / "nowhere").save_rows("validations", "missing", validation("missing"))
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_damaged_addition_is_left_out(store):
-    store.save_rows("supernodes", one(store), supernode(one(store)))
-    (store.folder / "graphs" / one(store) / "supernodes.parquet").write_bytes(b"PAR1")
-    assert store.sql("FROM supernodes").num_rows == 0
+    store.save_rows("validations", one(store), validation(one(store)))
+    (store.folder / "graphs" / one(store) / "validations.parquet").write_bytes(b"PAR1")
+    assert store.sql("FROM validations").num_rows == 0
     assert len(store.list()) == 2
 
 

@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from graphs import GraphError, GraphStore
+from graphs import Annotations, Comparison, GraphError, GraphStore, Supernode, merge_graphs
 from graphs.compact import compact_folder
 from graphs.files import reading
 from graphs.packs import PARTS
@@ -349,6 +350,103 @@ def test_a_pack_written_before_a_column_was_added_opens(store, graphs, random_gr
     store.save(random_graph(7, prompt="j k l"))
     store.compact()
     assert store.sql("SELECT count(*) AS n FROM nodes WHERE reached_from IS NULL").to_pylist() == [{"n": 0}]
+
+
+def test_a_pack_of_graphs_with_tags_holds_them_and_one_written_before_there_were_any_opens(
+    store, make_graph, make_info
+):
+    tags = (("group", "a"), ("n", "7"))
+    tagged = store.save(make_graph("tl", [], info=make_info("tagged", tags=tags)))
+    drop_columns(store.folder / "graphs" / ids(store)["a b c"] / "graph.parquet", ["tags"])
+    store.compact()
+    assert store.find(tagged) == next(stored for stored in store.list() if stored.graph_id == tagged)
+    assert store.load(tagged).info.tags == store.find(tagged).info.tags == tags
+    query = "SELECT prompt FROM graphs WHERE tags['group'] = 'a'"
+    assert store.sql(query).to_pylist() == [{"prompt": "tagged"}]
+    [index] = (store.folder / "packs").glob("graphs-*")
+    drop_columns(index, ["tags", "row_share"])
+    new = store.save(make_graph("tl", [], info=make_info("new", tags=tags)))
+    reader = GraphStore(store.folder)
+    assert {stored.info.prompt: (stored.info.tags, stored.info.row_share) for stored in reader.list()} == {
+        "a b c": ((), 1.0), "d e f": ((), 1.0), "g h i": ((), 1.0), "tagged": ((), 1.0), "new": (tags, 1.0),
+    }  # fmt: skip
+    assert reader.load(tagged).info.tags == ()
+    reader.compact()
+    assert reader.sql("SELECT prompt FROM graphs WHERE tags['n'] = '7'").to_pylist() == [{"prompt": "new"}]
+    assert reader.find(new) is not None
+
+
+# what is beside a graph, wherever it is
+
+
+ADDED = Annotations((Supernode("Texas", (6, 7)),), (6,), {"linkType": "both"})
+SUPERNODES = "SELECT graph_id, node FROM supernodes ORDER BY ALL"
+
+
+def test_a_packed_graph_is_found(store, random_graph):
+    found = {graph_id: store.find(graph_id) for graph_id in ids(store).values()}
+    store.compact()
+    for graph_id, stored in found.items():
+        assert stored is not None
+        assert store.find(graph_id) == GraphStore(store.folder).find(graph_id) == stored
+    store.delete(ids(store)["a b c"])
+    assert [store.find(graph_id) is None for graph_id in sorted(found)] == [True, False, False]
+    assert store.find("missing") is None
+    for path in (store.folder / "packs").glob("edges-*"):
+        path.write_bytes(b"PAR1")
+    assert not any(store.find(graph_id) for graph_id in found)
+
+
+def test_annotations_of_a_packed_graph_are_kept_read_replaced_and_deleted(store, graphs):
+    first, second = ids(store)["a b c"], ids(store)["d e f"]
+    store.annotate(first, ADDED)
+    store.compact()
+    assert store.annotations(first) == ADDED
+    assert store.annotations(second) == Annotations()
+    store.annotate(second, Annotations((Supernode("x", (9,)),)))
+    expected = [{"graph_id": first, "node": 6}, {"graph_id": first, "node": 7}, {"graph_id": second, "node": 9}]
+    assert store.sql(SUPERNODES).to_pylist() == expected
+    assert files_below(store.folder / "graphs") == []
+    store.annotate(first, Annotations((Supernode("y", (8,)),)))
+    assert store.annotations(first).supernodes == (Supernode("y", (8,)),)
+    store.save(graphs[0])  # again, in a folder that hides the pack
+    assert store.annotations(first).supernodes == (Supernode("y", (8,)),)
+    store.compact()
+    store.delete(first)
+    assert files_below(store.folder / "annotations") == [f"{second}.json"]
+    assert store.sql(SUPERNODES).to_pylist() == [{"graph_id": second, "node": 9}]
+    for use in (store.annotations, lambda graph_id: store.annotate(graph_id, ADDED)):
+        with pytest.raises(GraphError, match=f"there is no graph '{first}'"):
+            use(first)
+    assert files_below(store.folder / "annotations") == [f"{second}.json"]
+
+
+def test_a_graph_that_was_in_a_pack_and_is_saved_with_annotations_has_these(store, graphs):
+    store.compact()
+    graph_id = store.save(graphs[1], ADDED)
+    assert store.annotations(graph_id) == ADDED
+    store.compact()
+    assert GraphStore(store.folder).annotations(graph_id) == ADDED
+
+
+def test_comparisons_of_packed_graphs_are_those_of_the_graphs_in_folders(store, graphs):
+    names = list(ids(store).values())
+    in_folders = merge_graphs([store.load(graph_id) for graph_id in names])
+    store.compact()
+    packed = merge_graphs([store.load(graph_id) for graph_id in names])
+    created_at = datetime(2025, 1, 2, tzinfo=UTC)
+    for name, merged in (("before", in_folders), ("after", packed)):
+        store.save_comparison(Comparison(name, "merge", names, "diff", created_at), merged)
+    store.compact()
+    columns = "* EXCLUDE comparison"
+    before, after = (
+        store.sql(f"SELECT {columns} FROM comparison_edges WHERE comparison = $c ORDER BY ALL", c=name).to_pylist()
+        for name in ("before", "after")
+    )
+    assert before == after
+    assert len(before) == len(in_folders.source)
+    query = "SELECT comparison, graph_id FROM comparisons, graphs WHERE list_contains(graph_ids, graph_id)"
+    assert store.sql(query).num_rows == 6
 
 
 def drop_columns(path: Path, names: list[str]) -> None:

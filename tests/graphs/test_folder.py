@@ -98,14 +98,17 @@ def test_a_graph_saved_before_a_column_was_added_opens_with_what_held_then(tmp_p
     graph = random_graph(0)
     graph_id = store.save(graph)
     drop_column(tmp_path / "graphs" / graph_id, "graph.parquet", "row_share")
+    drop_column(tmp_path / "graphs" / graph_id, "graph.parquet", "tags")
     drop_column(tmp_path / "graphs" / graph_id, "nodes-*", "remainder")
     assert store.damaged() == []
     assert [stored.graph_id for stored in store.list()] == [graph_id]
     loaded = store.load(graph_id)
     assert loaded.info.row_share == 1.0
+    assert loaded.info.tags == ()
     assert np.isnan(loaded.remainder).all()
     assert loaded.weight.tolist() == graph.weight.tolist()
     assert store.sql("SELECT row_share FROM graphs").to_pylist() == [{"row_share": 1.0}]
+    assert store.sql("SELECT tags['group'] AS tag FROM graphs").to_pylist() == [{"tag": None}]
     assert store.sql("SELECT count(*) AS n, count(remainder) AS known FROM nodes").to_pylist() == [
         {"n": graph.n_nodes, "known": 0}
     ]

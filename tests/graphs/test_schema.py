@@ -14,6 +14,9 @@ def test_the_public_tables_are_these():
         "supernodes",
         "interventions",
         "validations",
+        "comparisons",
+        "comparison_nodes",
+        "comparison_edges",
     ]
     assert schema.SCHEMA_VERSION == 2
 

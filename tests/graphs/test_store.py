@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphs import AttributionGraph, GraphError, GraphStore
+from graphs import AttributionGraph, GraphError, GraphStore, graph_id_of
 from graphs.schema import SCHEMA_VERSION, tables
 
 
@@ -57,12 +57,44 @@ def test_every_field_of_the_info_comes_back(tmp_path, make_graph, make_info):
         seconds=12.5,
         peak_memory_mb=100.0,
         config='{"coverage": 0.99}',
+        tags=(("group", "states"), ("a 'quoted' name", "")),
     )
     store = GraphStore(tmp_path)
     loaded = store.load(store.save(make_graph("tl", [], info=info))).info
     assert loaded == info
     assert loaded.created_at.tzinfo is not None
     assert loaded.created_at.microsecond == 678901
+
+
+# tags
+
+
+def test_tags_group_graphs_in_sql(tmp_path, make_graph, make_info):
+    store = GraphStore(tmp_path)
+    for prompt, group, score in (("a", "x", 0.5), ("b", "x", 1.0), ("c", "y", 0.25)):
+        store.save(make_graph("tl", [], info=make_info(prompt, replacement_score=score, tags=(("group", group),))))
+    store.save(make_graph("tl", [], info=make_info("d", replacement_score=0.125)))
+    query = "SELECT tags['group'] AS tag, avg(replacement_score) AS score FROM graphs GROUP BY 1 ORDER BY 1 NULLS LAST"
+    assert [tuple(row.values()) for row in store.sql(query).to_pylist()] == [("x", 0.75), ("y", 0.25), (None, 0.125)]
+
+
+def test_tags_are_no_part_of_the_question(make_info):
+    assert graph_id_of(make_info("a")) == graph_id_of(make_info("a", tags=(("group", "x"),)))
+
+
+def test_a_tag_is_given_once(make_info):
+    with pytest.raises(GraphError, match="tags has a name twice"):
+        make_info("a", tags=(("group", "x"), ("group", "y")))
+
+
+def test_one_graph_is_found_by_its_id(tmp_path, random_graph):
+    store = GraphStore(tmp_path)
+    graph_id = graph_id_of(random_graph(0).info)
+    assert store.find(graph_id) is None
+    assert store.save(random_graph(0)) == graph_id
+    assert [store.find(graph_id)] == store.list()
+    (tmp_path / "graphs" / graph_id / "graph.parquet").write_bytes(b"torn")
+    assert store.find(graph_id) is None
 
 
 HOSTILE = [

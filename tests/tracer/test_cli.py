@@ -162,7 +162,7 @@ def test_help_answers_without_torch(tmp_path):
         (["the capital of the state containing Gotham is"], "'Gotham' is not a word of the lab model; did you mean"),
         (["the " * 100], "tokens, the model reads at most"),
         (["lsit"], "'lsit' is no command; did you mean 'trace list'?"),
-        (["calc: 1+1=", "--model", "x"], "--model and --transcoder belong together"),
+        (["calc: 1+1=", "--model", "x"], "a transcoder of x is lacking; give --transcoder too"),
         (["calc: 1+1=", "--coverage", "1.5"], "coverage is 1.5; expected a share above 0 and up to 1"),
         (["calc: 1+1=", "--target", "Dallas"], "name a text that is one token"),
         (["calc: 1+1=", "--target-minus", "2"], "target_minus was given without target"),

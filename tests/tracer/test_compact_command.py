@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from graphs import GraphStore
+from graphs import Annotations, GraphStore, Supernode
 from tests.graphs.conftest import _random_graph
 
 
@@ -52,3 +52,18 @@ def test_damaged_graphs_are_named_and_a_folder_that_is_no_store_is_refused(store
     result = run("compact", "nowhere", folder=tmp_path)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "nowhere does not exist" in result.stderr
+
+
+def test_graphs_in_packs_are_compared_and_exchanged(store, tmp_path):
+    store.compact()
+    for arguments in (("diff", "dallas", "paris"), ("merge", "dallas", "paris"), ("stability", "dallas")):
+        result = run(*arguments, "--name", arguments[0], folder=tmp_path)
+        assert (result.returncode, result.stderr) == (0, "")
+    query = "SELECT comparison, n_graphs FROM comparisons ORDER BY 1"
+    assert store.sql(query).to_pylist() == [
+        {"comparison": "diff", "n_graphs": 2}, {"comparison": "merge", "n_graphs": 2},
+        {"comparison": "stability", "n_graphs": 20},
+    ]  # fmt: skip
+    store.annotate(store.resolve("dallas"), Annotations((Supernode("Texas", (0,)),)))
+    assert run("export", "dallas", "dallas.json", folder=tmp_path).returncode == 0
+    assert json.loads((tmp_path / "dallas.json").read_text())["qParams"]["supernodes"][0][0] == "Texas"

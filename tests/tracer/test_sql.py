@@ -15,6 +15,8 @@ from graphs import GraphStore
 from tests.graphs.conftest import _random_graph
 from tracer.cli import main
 from tracer.sql_shell import run_shell
+from transcoders.metrics import save_metrics
+from transcoders.progress import METRICS, SETTINGS
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,3 +150,55 @@ def test_the_shell_ends_with_its_input_and_forgets_what_was_interrupted(folder, 
     out, err = shell(folder, "SELECT nonsense\n\x03SELECT 5 AS five;\n\x04", capsys)
     assert " five\n" in out
     assert err == ""
+
+
+# a training run
+
+
+@pytest.fixture
+def training(tmp_path) -> Path:
+    """The folder of a training run, as far as it has got."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / SETTINGS).write_text("{}")
+    rows = [{"step": step, "tokens": 100 * step, "nmse_by_layer": [0.5, 0.25]} for step in (1, 2)]
+    save_metrics(folder / METRICS, rows)
+    (folder / "query.sql").write_text("SELECT max(tokens) AS t FROM metrics")
+    return folder
+
+
+def test_the_metrics_of_a_training_run_are_a_table(training, tmp_path):
+    query = "SELECT step, nmse_by_layer FROM metrics WHERE step = $s"
+    answer = run("run", query, "--param", "s=2", "--format", "json", folder=tmp_path)
+    assert json.loads(answer.stdout) == [{"step": 2, "nmse_by_layer": [0.5, 0.25]}]
+    assert run("run", "FROM metrics SELECT count(*) AS n", folder=tmp_path).stdout == '"n"\n2\n'
+    assert run("run", "--file", "run/query.sql", folder=tmp_path).stdout == '"t"\n200\n'
+    assert run("run", "SHOW TABLES", folder=tmp_path).stdout == '"name"\n"metrics"\n'
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("FROM graphs", "Table with name graphs does not exist"),
+        ("DELETE FROM metrics", "DELETE statements are not allowed"),
+        ("COPY metrics TO 'x.csv'", "COPY statements are not allowed"),
+        ("FROM 'run/metrics.parquet'", "metrics.parquet"),
+        ("FROM read_text('run/run.json')", "Permission Error"),
+    ],
+)
+def test_a_training_run_is_only_read(training, tmp_path, query, message):
+    before = sorted(training.iterdir())
+    assert message in refused(run("run", query, folder=tmp_path))
+    assert sorted(training.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_folder_that_is_neither_a_store_nor_a_run_is_told_in_one_line(training, tmp_path):
+    neither = "run is neither a store of graphs, which has store.json, nor a training run that has reported"
+    assert "saves no queries" in refused(run("run", "FROM metrics", "--save", "x", folder=tmp_path))
+    (training / METRICS).write_bytes(b"PAR1")
+    assert "run/metrics.parquet cannot be read" in refused(run("run", "FROM metrics", folder=tmp_path))
+    (training / METRICS).unlink()
+    assert neither in refused(run("run", "FROM metrics", folder=tmp_path))
+    (training / SETTINGS).rename(training / "notes.txt")
+    assert neither in refused(run("run", "FROM graphs", folder=tmp_path))

@@ -225,3 +225,20 @@ def _assert_protected(answer) -> None:
     assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
     assert answer.headers["Content-Type"]
     assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_a_graph_too_large_to_draw_is_sent_in_part_under_its_own_numbers(client, store, monkeypatch):
+    graph = make_graph(per_cell=9)
+    graph_id = store.save(graph)
+    monkeypatch.setattr("viewer.elements.drawn_nodes.__kwdefaults__", {"most": 5})
+    monkeypatch.setattr("viewer.details.MOST_CONNECTIONS", 3)
+    answer = client.get(f"/api/graphs/{graph_id}").json
+    numbers = [node["data"]["node"] for node in answer["nodes"]]
+    assert len(numbers) == 5 + 3 + 2
+    assert answer["n_nodes"] == graph.n_nodes
+    assert [node["data"]["kind"] for node in answer["nodes"]] == [NodeKind(graph.kind[n]).text for n in numbers]
+    known = {f"n{number}" for number in numbers}
+    assert {edge["data"][end] for edge in answer["edges"] for end in ("source", "target")} <= known
+    details = client.get(f"/api/graphs/{graph_id}/nodes/{graph.n_nodes - 1}").json
+    assert details["n_incoming"] == (graph.target == graph.n_nodes - 1).sum() > 3
+    assert len(details["incoming"]) == 3

@@ -12,6 +12,7 @@ from viewer.elements import (
     LARGEST,
     SPACING,
     backbone,
+    drawn_nodes,
     edge_elements,
     layer_text,
     layout,
@@ -145,3 +146,16 @@ def test_long_labels_are_cut():
 @pytest.mark.parametrize(("part", "text"), [(0.75, "75 %"), (0.012, "1.2 %"), (None, ""), (float("nan"), "")])
 def test_shares_are_told_in_percent(part, text):
     assert percent(part) == text
+
+
+def test_of_a_graph_too_large_to_draw_the_most_important_nodes_are_drawn():
+    graph = make_graph(per_cell=5)
+    drawn = drawn_nodes(graph, most=7)
+    inner = (graph.kind == NodeKind.FEATURE) | (graph.kind == NodeKind.ERROR)
+    assert drawn[~inner].all()
+    assert drawn[inner].sum() == 7
+    assert graph.influence[drawn & inner].min() >= graph.influence[~drawn].max()
+    assert drawn_nodes(graph).all()
+    edges = backbone(graph, drawn, most=10_000)
+    assert sorted(edges.tolist()) == np.flatnonzero(drawn[graph.source] & drawn[graph.target]).tolist()
+    assert backbone(graph, drawn, most=4).tolist() == edges[:4].tolist()

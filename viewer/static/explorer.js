@@ -14,10 +14,12 @@ const status = document.getElementById("status");
 const address = `/api/graphs/${encodeURIComponent(container.dataset.graph)}`;
 
 let cy;
+let everything = 0; // nodes of the graph, drawn or not
 let asked = 0; // number of the last selection; answers to earlier ones come too late
 
 async function start() {
   const graph = await ask(address);
+  everything = graph.n_nodes;
   cy = createPicture(container, graph);
   globalThis.__trace = { cy };
   slider.max = Math.ceil(100 * graph.largest_cumulative) / 100 || 1;
@@ -90,7 +92,7 @@ async function show(node) {
   showNode(panel, details, select);
   panel.scrollTop = 0;
   if (moveFocus) panel.querySelector("h2").focus();
-  status.textContent = `${details.text}: ${details.incoming.length} incoming, ${details.outgoing.length} outgoing.`;
+  status.textContent = `${details.text}: ${details.n_incoming} incoming, ${details.n_outgoing} outgoing.`;
 }
 
 function clear() {
@@ -112,13 +114,14 @@ function mark(details) {
       const end = cy.getElementById(`n${entry.node}`);
       end.removeClass("dim").addClass("near").data("strength", Math.max(entry.share, end.data("strength") ?? 0));
     }
-    for (const { element } of drawn) {
+    for (const { element, node } of drawn) {
+      if (!picked.length || !cy.getElementById(`n${node}`).length) continue; // too many nodes to draw them all
       const known = cy.getElementById(element.data.id);
       const edge = known.length ? known : cy.add({ group: "edges", ...element }).addClass("added");
       edge.removeClass("dim").addClass("lit");
     }
   });
-  const { x, y } = picked.renderedPosition();
+  const { x, y } = picked.renderedPosition() ?? { x: 0, y: 0 };
   if (x < 0 || y < 0 || x > cy.width() || y > cy.height()) cy.center(picked);
   document.querySelector(`#nodes button[data-node="${details.node}"]`)?.setAttribute("aria-current", "true");
   label(cy);
@@ -150,8 +153,9 @@ function prune() {
   const hidden = new Set(pruned.map((node) => String(node.data("node"))));
   for (const row of document.querySelectorAll("#nodes tr")) row.hidden = hidden.has(row.dataset.node);
   const all = cy.nodes().length;
+  const left = everything > all ? `, the most important of ${everything}` : "";
   const share = percent(threshold);
-  document.getElementById("shown").textContent = `${share} of influence: ${all - pruned.length} of ${all} nodes shown`;
+  document.getElementById("shown").textContent = `${share} of influence: ${all - pruned.length} of ${all} nodes shown${left}`;
   label(cy);
 }
 

@@ -1,0 +1,168 @@
+"""Export, import and comparison as people run them: real processes, one-line errors, nothing half imported."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import networkx
+import pytest
+
+from graphs import GraphStore
+from tests.tracer.conftest import CASES
+
+TRACE = [sys.executable, "-c", "from tracer.cli import main; main()"]
+THEIRS = CASES / "circuit-tracer"
+
+
+def run(*arguments: str, folder: Path, memory: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `trace`; with `memory` it gets no more than so many bytes."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+    return subprocess.run(
+        [*TRACE, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        preexec_fn=limit if memory else None,
+    )  # fmt: skip
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("trace: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """A folder into which circuit-tracer's files were imported."""
+    folder = tmp_path_factory.mktemp("imported")
+    files = [str(THEIRS / name) for name in ("pruned.json", "whole.json", "graph.pt")]
+    result = run("import", *files, "--tokenizer", str(CASES / "llama-clt-jumprelu" / "model"), folder=folder)
+    assert result.returncode == 0, result.stderr
+    said = [line for line in result.stdout.splitlines() if line.startswith("Saved")]
+    assert [line.split(": ")[1] for line in said] == [
+        "40 nodes, 244 edges", "129 nodes, 3033 edges", "175 nodes, 5108 edges",
+    ]  # fmt: skip
+    return folder
+
+
+def graph_of(store: Path, n_nodes: int) -> str:
+    [found] = [graph.graph_id for graph in GraphStore(store / "graphs-store").list() if graph.n_nodes == n_nodes]
+    return found
+
+
+def test_imported_graphs_answer_sql_and_show_their_circuit(store):
+    query = "SELECT n_nodes, tokens[2] AS token FROM graphs ORDER BY n_nodes"
+    rows = json.loads(run("sql", query, "--format", "json", folder=store).stdout)
+    assert rows == [{"n_nodes": n, "token": "w28"} for n in (40, 129, 175)]
+    shown = run("show", graph_of(store, 40), folder=store)
+    assert shown.returncode == 0, shown.stderr
+    assert "Checked  nothing: the graph was imported" in shown.stdout
+
+
+def test_export_and_import_give_the_same_graph(store, tmp_path):
+    graph_id = graph_of(store, 40)
+    assert run("export", graph_id, str(tmp_path / "out.json"), "--scan", "gemma-2-2b", folder=store).returncode == 0
+    checked = run("import", "--check", str(tmp_path / "out.json"), folder=store)
+    assert checked.stdout == f"Valid    {tmp_path / 'out.json'}: 40 nodes, 244 edges\n"
+    assert run("import", str(tmp_path / "out.json"), "--store", str(tmp_path / "other"), folder=store).returncode == 0
+    assert GraphStore(tmp_path / "other").load(graph_id) == GraphStore(store / "graphs-store").load(graph_id)
+    assert run("export", graph_id, str(tmp_path / "out.graphml"), folder=store).returncode == 0
+    assert networkx.read_graphml(tmp_path / "out.graphml").number_of_edges() == 244
+    assert "end it in .json or .graphml" in refused(run("export", graph_id, str(tmp_path / "out.txt"), folder=store))
+
+
+def test_dashboards_are_imported(store):
+    arguments = ("import", "--features", str(THEIRS / "features"), "--transcoder", "tests/llama-clt-jumprelu")
+    assert run(*arguments, folder=store).stdout == "Saved    6 features of tests/llama-clt-jumprelu in graphs-store\n"
+    counted = run("sql", "SELECT count(*) AS n FROM features", "--format", "json", folder=store).stdout
+    assert json.loads(counted) == [{"n": 6}]
+    assert "belong together" in refused(run(*arguments[:3], folder=store))
+
+
+def test_graphs_are_compared_merged_and_shaken(store):
+    two = [graph_of(store, n) for n in (40, 129)]
+    told = run("diff", *two, "--name", "pair", folder=store)
+    assert told.returncode == 0, told.stderr
+    assert "Only in B: " in told.stdout
+    merged = run("merge", "--query", "SELECT graph_id FROM graphs", "--name", "all", folder=store)
+    assert "Merged   3 graphs" in merged.stdout, merged.stderr
+    shaken = run("stability", two[1], "--node-thresholds", "0.5,0.9", "--edge-thresholds", "0.9", folder=store)
+    assert "Pruned   1 graphs at 2 pairs of thresholds each" in shaken.stdout, shaken.stderr
+    query = "SELECT comparison, kind, n_graphs FROM comparisons ORDER BY kind"
+    rows = json.loads(run("sql", query, "--format", "json", folder=store).stdout)
+    assert [tuple(row.values())[1:] for row in rows] == [("diff", 2), ("merge", 3), ("stability", 2)]
+    assert [row["comparison"] for row in rows[:2]] == ["pair", "all"]
+    assert "was given twice" in refused(run("diff", two[0], two[0], folder=store))
+    assert "expected numbers with commas between" in refused(
+        run("stability", two[0], "--node-thresholds", "x", folder=store)
+    )
+    assert "select graph_id" in refused(run("merge", "--query", "SELECT 1 AS x", folder=store))
+
+
+# bad input
+
+
+BOMBS = {
+    "deep": '{"metadata": ' + "[" * 500_000,
+    "deep node": '{"nodes": [' + '{"a":' * 500_000,
+    "huge number": '{"nodes": [' + "9" * 1_000_000 + "]}",
+    "truncated": (THEIRS / "pruned.json").read_text()[:20_000],
+    "empty": "",
+    "of another kind": '{"hello": 1}',
+    "list": "[1, 2]",
+    "wrong types": '{"metadata": 1, "qParams": 2, "nodes": [], "links": []}',
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_and_broken_files_are_one_line_and_leave_nothing(tmp_path, name):
+    (tmp_path / "bad.json").write_text(BOMBS[name])
+    refused(run("import", "bad.json", folder=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.json"]
+
+
+def test_a_string_without_end_does_not_fill_the_memory(tmp_path):
+    with (tmp_path / "long.json").open("wb") as file:
+        file.write(b'{"metadata": "')
+        file.seek(1 << 30)  # a hole: a gigabyte of NUL on the disk takes none
+        file.write(b'"}')
+    assert "long.json" in refused(run("import", "long.json", folder=tmp_path, memory=3 << 30))
+    assert not (tmp_path / "graphs-store").exists()
+
+
+def test_of_several_files_the_good_ones_before_the_bad_one_are_there(tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    refused(run("import", str(THEIRS / "pruned.json"), "bad.json", folder=tmp_path))
+    store = GraphStore(tmp_path / "graphs-store")
+    assert [graph.n_nodes for graph in store.list()] == [40]
+    assert store.damaged() == []
+
+
+def test_a_store_of_another_tool_is_refused_and_untouched(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "data.sqlite").write_bytes(b"SQLite format 3\0")
+    message = refused(run("import", str(THEIRS / "pruned.json"), "--store", "theirs", folder=tmp_path))
+    assert "belongs to something else" in message
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["data.sqlite"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("import",), "nothing to import was named"),
+        (("import", "no.json"), "does not exist"),
+        (("import", "a.csv"), "is no .json or .pt file"),
+        (("export", "x", "y.json"), "graphs-store does not exist"),
+        (("diff", "a", "b"), "graphs-store does not exist"),
+    ],
+)
+def test_what_is_missing_is_told(tmp_path, arguments, message):
+    (tmp_path / "a.csv").write_text("x")
+    assert message in refused(run(*arguments, folder=tmp_path))

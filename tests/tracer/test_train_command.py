@@ -1,0 +1,94 @@
+"""`trace train` in its own process: a run, its metrics, a run that goes on, and what it refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+
+import pyarrow.parquet as pq
+import pytest
+
+from tracer.cli import cli
+from tracer.errors import TraceError
+from transcoders import TrainConfig, TranscoderError
+from transcoders.progress import latest
+
+STATES = ("Texas", "Ohio", "Utah", "Iowa", "Nevada", "Oregon", "Idaho", "Maine")
+SMALL = ("--n-features", "64", "--k", "4", "--batch-tokens", "256", "--buffer-tokens", "1024", "--context", "16")
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "tracer", *map(str, arguments)]
+
+
+def run(*arguments, cwd):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command(*arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.txt"
+    path.write_text("".join(f"the capital of {a} is {b} .\n" for a in STATES for b in STATES))
+    return path
+
+
+def test_a_transcoder_is_trained_and_traced_with(tmp_path, data):
+    done = run("train", "--data", data, "--out", "run", *SMALL, "--tokens", "20_480", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "run/transcoder is ready; trace with --transcoder run/transcoder\n"
+    assert "step 80/80" in done.stderr and "NMSE" in done.stderr
+    rows = pq.read_table(tmp_path / "run" / "metrics.parquet").to_pylist()
+    assert [row["step"] for row in rows] == [20, 40, 60, 80]
+    assert rows[-1]["nmse"] < rows[0]["nmse"]
+    assert len(rows[-1]["nmse_by_layer"]) == 6 and len(rows[-1]["relative_error_by_position"]) == 4
+    traced = run("the capital of Texas is", "--transcoder", "run/transcoder", cwd=tmp_path)
+    assert traced.returncode == 0, traced.stderr
+    assert "Answer" in traced.stdout and "active features" in traced.stdout
+
+
+def test_sigterm_ends_with_a_checkpoint_and_the_same_command_goes_on(tmp_path, data):
+    arguments = ("train", "--data", data, "--out", "run", *SMALL, "--tokens", "1_024_000", "--report-every", "5")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(command(*arguments), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    for _ in range(1200):
+        if (tmp_path / "run" / "metrics.parquet").exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143, error
+    step = latest(tmp_path / "run").name.removeprefix("step-")
+    assert f"trace: stopped after step {step} of 4000; start the same command again to go on." in error
+    changed = run(*arguments, "--k", "5", cwd=tmp_path)
+    assert changed.returncode == 2
+    assert "holds a run with other settings: k was 4 and is 5." in changed.stderr
+    assert len(changed.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "missing.txt"), "is no file here|is neither a file here nor a data set"),
+        (("--data", "data.txt", "--k", "0"), "k is 0; expected 1 or more"),
+        (("--data", "data.txt", "--k", "99", "--n-features", "64"), "k is 99 of 64 features"),
+        (("--data", "data.txt", "--tokens", "10"), "10 tokens do not fill one step"),
+        (("--data", "data.txt", "--model", "data.txt"), "is not a Hugging Face model directory"),
+        (("--data", "data.txt", "--shards", "2"), "start them with torchrun"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_folder_is_made(tmp_path, data, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((TranscoderError, TraceError), match=message):
+        cli.main(["train", "--out", "run", *arguments], standalone_mode=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_options_have_the_defaults_of_the_configuration():
+    options = {option.name: option for option in cli.commands["train"].params}
+    known = {field.name: field.default for field in fields(TrainConfig)}
+    shared = options.keys() & known.keys()
+    assert len(shared) == 17
+    assert {name: options[name].default for name in shared} == {name: known[name] for name in shared}

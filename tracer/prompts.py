@@ -1,0 +1,119 @@
+"""Prompts out of a file: text with one a line, JSONL or Parquet; the other columns are tags."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tracer.errors import TraceError
+
+DEFAULT_COLUMN = "prompt"
+JSONL = (".jsonl", ".ndjson")
+PARQUET = (".parquet", ".pq")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt of a file."""
+
+    number: int
+    """Its line or row, from 1."""
+    prompt: str
+    """"" where the file has none."""
+    tags: tuple[tuple[str, str], ...] = ()
+    """Names and values of the other columns, as text; a column without a value here is left out."""
+
+
+_Record = tuple[int, dict[str, Any]]
+"""A row's number, and its values by column."""
+
+
+def read_prompts(path: Path, column: str | None = None, *, limit: int | None = None) -> list[Row]:
+    """The first `limit` prompts of the file, from this column, by default `prompt` or the only one that is text.
+
+    In a text file blank lines are no prompts.
+    """
+    records = _read(path)
+    if not records:
+        raise TraceError(f"{path} holds no prompts; give text with a prompt a line, JSONL or Parquet.")
+    name = _column(path, records, column)
+    return [Row(number, values.get(name) or "", _tags(values, name)) for number, values in records[:limit]]
+
+
+def distinct(rows: Iterable[Row]) -> list[Row]:
+    """The first row of each prompt."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.prompt, row)
+    return list(first.values())
+
+
+def _read(path: Path) -> list[_Record]:
+    kind = path.suffix.lower()
+    try:
+        if kind in PARQUET:
+            table = pq.read_table(path)
+            return list(enumerate(table.to_pylist(maps_as_pydicts="strict"), 1))
+        lines = path.read_text("utf-8-sig").split("\n")  # splitlines would also split at rarer characters
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        expected = "Parquet" if kind in PARQUET else "text in UTF-8"
+        raise TraceError(f"{path} cannot be read as {expected}: {' '.join(str(error).split())}.") from error
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if kind in JSONL:
+        return [(number, _object(path, number, line)) for number, line in numbered]
+    return [(number, {DEFAULT_COLUMN: line}) for number, line in numbered]
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise TraceError(f"{path} line {number} is no JSON ({error}); give one object a line.") from error
+    if not isinstance(value, dict):
+        raise TraceError(f'{path} line {number} is no JSON object; give lines as {{"prompt": "calc: 36+59="}}.')
+    return value
+
+
+def _column(path: Path, records: list[_Record], asked: str | None) -> str:
+    """The column that holds the prompts."""
+    values: dict[str, list[Any]] = {}
+    for _, record in records:
+        for name, value in record.items():
+            values.setdefault(name, []).append(value)
+    texts = [name for name in values if _is_text(values[name])]
+    if asked is None and DEFAULT_COLUMN not in values and len(texts) != 1:
+        raise TraceError(
+            f"{path} has no column {DEFAULT_COLUMN!r} and {len(texts) or 'no'} columns of text"
+            f"{': ' + _some(texts) if texts else ''}; name one with --column."
+        )
+    name = asked or (DEFAULT_COLUMN if DEFAULT_COLUMN in values else texts[0])
+    if name not in values:
+        raise TraceError(f"{path} has no column {name!r}; it has {_some(list(values)) or 'none'}.")
+    if name not in texts:
+        other = next((value for value in values[name] if not isinstance(value, str | None)), None)
+        raise TraceError(
+            f"column {name!r} of {path} is no text, it holds {str(other)[:40]!r}; name another with --column."
+        )
+    return name
+
+
+def _is_text(values: list[Any]) -> bool:
+    return all(isinstance(value, str | None) for value in values) and any(value is not None for value in values)
+
+
+def _tags(values: dict[str, Any], prompt: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, _text(value)) for name, value in values.items() if name != prompt and value is not None)
+
+
+def _text(value: Any) -> str:
+    """Text as it is, what JSON knows as JSON, anything else (a date, say) as it prints."""
+    plain = isinstance(value, bool | int | float | list | dict)
+    return json.dumps(value, ensure_ascii=False, default=str) if plain else str(value)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (" …" if len(names) > 5 else "")

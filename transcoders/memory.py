@@ -1,0 +1,59 @@
+"""How much memory there is, and whether a training run fits into it."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from transcoders.config import TrainConfig, TranscoderConfig
+from transcoders.errors import TranscoderError
+from transcoders.parallel import Place
+
+NUMBER = 4
+"""Bytes of a float32 number: gradients, moments and activations are such."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken on a device."""
+    if device.type == "cuda":  # what torch keeps for the next tensors is free as well
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    if not Path("/proc/meminfo").exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(known["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
+        # in a container; pages of files that were read count as used, but make room when asked
+        pages = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(pages["inactive_file"]) - int(pages["active_file"])
+        free = min(free, int(limit) - used)
+    return free
+
+
+def check_fits(shape: TranscoderConfig, config: TrainConfig, place: Place, device: torch.device) -> None:
+    """Refuse a run that would end for lack of memory, and say which step would fit."""
+    fixed, per_token = needed(shape, config, place)
+    free = free_memory(device)
+    if fixed + per_token * config.batch_tokens // place.data_parts <= free:
+        return
+    gigabytes = (
+        f"{fixed / 1e9:.1f} GB for weights, optimiser and buffer, {per_token / 1e6:.2f} MB for each token of a step"
+    )
+    fits = int((free - fixed) // per_token) * place.data_parts
+    if fits < 64:
+        advice = "take fewer features, a smaller --buffer-tokens, --weights bfloat16, or more processes"
+    else:
+        advice = f"--batch-tokens {1 << (fits.bit_length() - 1)} fits"
+    raise TranscoderError(f"this run needs {gigabytes}, and {free / 1e9:.1f} GB are free; {advice}.")
+
+
+def needed(shape: TranscoderConfig, config: TrainConfig, place: Place) -> tuple[int, int]:
+    """Bytes that a process needs whatever the step, and for each token of a step."""
+    n_features = config.n_features // place.shards
+    rows = sum(shape.reach(layer) for layer in range(shape.n_layers))
+    weights = n_features * shape.d_model * (shape.n_layers + rows)
+    stored = 2 if config.weights == "bfloat16" else NUMBER
+    token = 2 * shape.n_layers * shape.d_model * NUMBER
+    fixed = weights * (2 * stored + 2 * NUMBER) + config.buffer_tokens // place.data_parts * token
+    return fixed, token + shape.n_layers * n_features * 3 * NUMBER + 2 * rows * shape.d_model * NUMBER

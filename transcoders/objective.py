@@ -1,0 +1,227 @@
+"""What one training step minimises: reconstruction, sparsity, and an errand for dead features."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transcoders.activation import jump_relu_trained
+from transcoders.config import TrainConfig
+from transcoders.kernels import Selection, decode, select_above, sparse_encode, sparse_encode_top
+from transcoders.model import CrossLayerTranscoder
+from transcoders.parallel import Place, added_up, gathered, gathered_everywhere, summed
+from transcoders.shuffle import Batch
+
+SAMPLE = 1 << 22
+"""So many pre-activations at the most are sorted to find the threshold of a step."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What is trained by this process: its features' share of a transcoder, and JumpReLU's thresholds."""
+
+    transcoder: CrossLayerTranscoder
+    threshold: Float[Tensor, "layer feature"]
+
+    def named(self) -> dict[str, Tensor]:
+        """Everything that gets a gradient."""
+        named = dict(self.transcoder.named_parameters())
+        return named | ({"threshold": self.threshold} if self.threshold.requires_grad else {})
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """How many features fire in this step, and what that costs."""
+
+    k: float
+    """Features per layer and token."""
+    penalty: float
+    """Weight of the tanh penalty."""
+
+
+@dataclass(frozen=True)
+class Typical:
+    """What errors are compared with."""
+
+    square: Float[Tensor, " layer"]
+    """Mean squared norm of each layer's outputs, in the units of training."""
+    balanced: bool
+    """Whether each token's error counts as a share of that token's own squared norm, or of the mean one."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One step's loss, and what there is to report of it; nothing here waits for the device."""
+
+    loss: Tensor
+    error: Float[Tensor, "layer token"]
+    """Squared error of every layer and token."""
+    size: Float[Tensor, "layer token"]
+    """Squared norm of what there was to explain."""
+    firing: Float[Tensor, "layer feature"]
+    """Share of tokens on which each of this process's features fired."""
+    threshold: Tensor
+    """The contribution above which features fired ("batchtopk")."""
+
+
+def objective(
+    weights: Weights, batch: Batch, config: TrainConfig, place: Place, sparsity: Sparsity, typical: Typical,
+    dead: list[Tensor],
+) -> Outcome:  # fmt: skip
+    """The loss of one batch. `dead` lists each layer's dead features among those of this process."""
+    transcoder = weights.transcoder
+    n_layers, n_tokens, d_model = batch.inputs.shape
+    norms = torch.stack([decoder.detach().flatten(1).float().norm(dim=1) for decoder in transcoder.W_dec])
+    threshold = norms.new_zeros(())
+    if config.activation == "batchtopk":
+        threshold = batch_threshold(transcoder, batch.inputs, norms, sparsity.k, place)
+    written = [transcoder.b_dec.new_zeros(n_tokens, d_model) for _ in range(n_layers)]
+    penalty = batch.inputs.new_zeros(())
+    firing = []
+    with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=config.products == "bfloat16"):
+        for source, decoder in enumerate(transcoder.W_dec):
+            if config.activation in ("batchtopk", "topk"):
+                limit = threshold / norms[source].clamp(min=1e-12)
+                pairs = _selected(transcoder, source, batch.inputs[source], config, limit, sparsity.k, place)
+                fires = torch.zeros_like(norms[source]).index_add_(0, pairs.feature.long(), (pairs.value > 0).to(norms))
+                writes = decode(pairs, decoder.flatten(1), n_tokens)
+            else:
+                activations = _activated(weights, source, batch.inputs[source], config)
+                length = decoder.flatten(1).norm(dim=1)
+                penalty = penalty + torch.tanh(config.tanh_scale * activations * length).sum(1).mean()
+                fires = (activations > 0).sum(0).to(norms)
+                writes = activations @ decoder.flatten(1)
+            firing.append(fires / n_tokens)
+            for k, write in enumerate(writes.split(d_model, dim=-1)):
+                written[source + k] = written[source + k] + write
+        part = torch.stack(written)
+    reconstruction = summed(place, part.float()) + transcoder.b_dec[:, None] + transcoder.skip(batch.inputs)
+    rest = batch.outputs.float() - reconstruction
+    error, size = rest.square().sum(-1), batch.outputs.float().square().sum(-1)
+    mean = typical.square[:, None]
+    scale = size + config.error_floor * mean if typical.balanced else mean
+    loss = (error / scale).mean()
+    if config.activation in ("jumprelu", "relu"):
+        loss = loss + sparsity.penalty * penalty / (n_layers * config.k)
+    if any(len(features) for features in dead):
+        loss = loss + config.dead_weight * _errand(transcoder, batch, rest.detach(), scale, config.dead_tokens, dead)
+    return Outcome(loss, error.detach(), size, torch.stack(firing), threshold)
+
+
+@torch.no_grad()
+def batch_threshold(
+    transcoder: CrossLayerTranscoder, inputs: Float[Tensor, "layer token d_model"],
+    norms: Float[Tensor, "layer feature"], k: float, place: Place,
+) -> Float[Tensor, ""]:  # fmt: skip
+    """The contribution (activation · decoder norm) that k features per layer and token exceed on average.
+
+    One threshold for all layers (BatchTopK, Bussmann et al., 2024), found on as many tokens as are quickly sorted.
+    """
+    n_layers, n_features = norms.shape
+    n_tokens = max(1, min(inputs.shape[1], SAMPLE // (n_layers * n_features * place.shards)))
+    some = inputs[:, :n_tokens].float()
+    pre_activation = torch.baddbmm(transcoder.b_enc.float()[:, None], some, transcoder.W_enc.float().transpose(1, 2))
+    contributions = (pre_activation.relu() * norms[:, None]).flatten()
+    wanted = min(round(k * n_layers * n_tokens) * place.data_parts, contributions.numel() * place.size)
+    largest = gathered_everywhere(place, contributions.topk(min(wanted, contributions.numel())).values)
+    return largest.topk(wanted).values[-1].clamp(min=0)
+
+
+def _selected(
+    transcoder: CrossLayerTranscoder, layer: int, inputs: Float[Tensor, "token d_model"], config: TrainConfig,
+    limit: Float[Tensor, " feature"], k: float, place: Place,
+) -> Selection:  # fmt: skip
+    """The pairs that fire: above each feature's limit ("batchtopk"), or the k largest of each token ("topk")."""
+    W_enc, b_enc = transcoder.W_enc[layer], transcoder.b_enc[layer]
+    if config.activation == "batchtopk":
+        return sparse_encode(inputs, W_enc, b_enc, limit)
+    if place.shards == 1:
+        return sparse_encode_top(inputs, W_enc, b_enc, round(k))
+    pre_activation = transcoder.pre_activations_of(layer, inputs)
+    own = pre_activation.detach().topk(min(round(k), pre_activation.shape[1]), dim=1).values
+    kth = gathered(place, own).topk(round(k), dim=1).values[:, -1:]
+    return select_above(torch.where(pre_activation >= kth, pre_activation, -1.0), 0.0)
+
+
+def _activated(
+    weights: Weights, layer: int, inputs: Float[Tensor, "token d_model"], config: TrainConfig
+) -> Float[Tensor, "token feature"]:  # fmt: skip
+    """All activations, fired or not: thresholds learn from what is just below them."""
+    pre_activation = weights.transcoder.pre_activations_of(layer, inputs)
+    if config.activation == "jumprelu":
+        return jump_relu_trained(pre_activation, weights.threshold[layer], config.bandwidth)
+    return pre_activation.relu()
+
+
+def _errand(
+    transcoder: CrossLayerTranscoder, batch: Batch, rest: Float[Tensor, "layer token d_model"],
+    scale: Float[Tensor, "layer #token"], every: int, dead: list[Tensor],
+) -> Tensor:  # fmt: skip
+    """Error of what the living leave, on some tokens, when all dead features of this process explain it (AuxK).
+
+    What they write is made smaller by the root of their number: all of them fire at once.
+    """
+    written = list(torch.zeros_like(rest[:, ::every]))
+    for source, features in enumerate(dead):
+        if len(features) == 0:
+            continue
+        read = batch.inputs[source, ::every].to(transcoder.W_enc.dtype)
+        pre_activation = read @ transcoder.W_enc[source][features].T + transcoder.b_enc[source][features]
+        activations = pre_activation.relu() / len(features) ** 0.5
+        decoder = transcoder.W_dec[source][features].flatten(1)
+        for k, write in enumerate((activations @ decoder).split(rest.shape[-1], dim=-1)):
+            written[source + k] = written[source + k] + write.float()
+    left = (torch.stack(written) - rest[:, ::every]).square().sum(-1)
+    return (left / (scale if scale.shape[1] == 1 else scale[:, ::every])).mean()
+
+
+def clip(place: Place, weights: dict[str, Tensor], largest: float) -> None:
+    """Scale all gradients down to this norm together; the norm is that of the whole transcoder, not of one shard."""
+    own = [w.grad for name, w in weights.items() if w.grad is not None and is_sharded(name)]
+    shared = [w.grad for name, w in weights.items() if w.grad is not None and not is_sharded(name)]
+    total = added_up(place, _squares(own, like=shared or own)) + _squares(shared, like=shared or own)
+    factor = (largest / (total.sqrt() + 1e-6)).clamp(max=1.0)
+    for gradient in [*own, *shared]:
+        gradient.mul_(factor)
+
+
+def is_sharded(name: str) -> bool:
+    """Whether a weight belongs to features, of which each process has its own."""
+    return name not in ("b_dec", "W_skip")
+
+
+def _squares(gradients: list[Tensor], like: list[Tensor]) -> Tensor:
+    total = like[0].new_zeros((), dtype=torch.float32)
+    for gradient in gradients:
+        total = total + gradient.float().square().sum()
+    return total
+
+
+def sparsity_at(config: TrainConfig, step: int) -> Sparsity:
+    """k comes down over the first steps, the penalty grows over all of them."""
+    anneal = max(1, round(config.k_anneal * config.steps))
+    left = max(0.0, 1 - step / anneal)
+    k = min(config.k * (1 + (config.k_start - 1) * left), float(config.n_features))
+    return Sparsity(k, config.sparsity * step / config.steps)
+
+
+def learning_rate_at(config: TrainConfig, step: int) -> float:
+    """A warm-up, a plateau, and a linear fall to nothing over the last steps."""
+    rise = min(1.0, step / max(1, config.warm_up))
+    fall = min(1.0, (config.steps - step + 1) / max(1.0, config.decay * config.steps))
+    return config.learning_rate * rise * fall
+
+
+def finished(weights: Weights, config: TrainConfig, threshold: Float[Tensor, ""]) -> CrossLayerTranscoder:
+    """The transcoder as it is saved: what fired above one threshold for all layers has one for every feature."""
+    transcoder = weights.transcoder
+    norms = torch.stack([decoder.flatten(1).float().norm(dim=1) for decoder in transcoder.W_dec])
+    match config.activation:
+        case "batchtopk":
+            transcoder.threshold.copy_(threshold / norms.clamp(min=1e-12))
+            transcoder.config = replace(transcoder.config, activation="jumprelu", k=0)
+        case "jumprelu":
+            transcoder.threshold.copy_(weights.threshold)
+            transcoder.config = replace(transcoder.config, activation="jumprelu")
+    return transcoder

@@ -1,0 +1,171 @@
+"""A training run's state: how it starts, what a checkpoint holds of it, and the transcoder that comes out."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from transcoders.adam import Adam
+from transcoders.config import TrainConfig, TranscoderConfig
+from transcoders.errors import TranscoderError
+from transcoders.metrics import load_metrics
+from transcoders.model import CrossLayerTranscoder
+from transcoders.objective import Weights, finished, is_sharded
+from transcoders.parallel import Place
+from transcoders.progress import (
+    COMMON,
+    METRICS,
+    all_features,
+    latest,
+    read_features,
+    read_state,
+    read_tensors,
+    write_checkpoint,
+)
+from transcoders.scales import Scales, fold
+from transcoders.shuffle import Activations
+from transcoders.start import start_layer
+from transcoders.streams import Stream
+
+
+@dataclass
+class Run:
+    """A training run's state: what a checkpoint holds."""
+
+    weights: Weights
+    adam: Adam
+    scales: Scales
+    density: Float[Tensor, "layer feature"]
+    """Share of tokens on which each feature fires, a running mean."""
+    threshold: Float[Tensor, ""]
+    """The contribution that features have to exceed, a running mean."""
+    dead: Bool[Tensor, "layer feature"]
+    dead_features: list[Tensor]
+    """The same per layer, as numbers."""
+    step: int = 0
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def whole(folder: Path, shape: TranscoderConfig, config: TrainConfig) -> CrossLayerTranscoder:
+    """The transcoder of a run's last checkpoint, all processes' features together, reading activations unscaled."""
+    checkpoint = latest(folder)
+    if checkpoint is None:
+        raise TranscoderError(f"{folder} has no checkpoint yet; train on.")
+    weights = Weights(CrossLayerTranscoder(shape), torch.zeros(shape.n_layers, shape.n_features))
+    tensors = read_features(checkpoint, all_features(checkpoint)) | read_tensors(checkpoint / COMMON)
+    with torch.no_grad():
+        for name, weight in weights.transcoder.named_parameters():
+            weight.copy_(tensors[f"weight:{name}"])
+        weights.threshold.copy_(tensors["weight:threshold"])
+        transcoder = finished(weights, config, tensors["threshold"])
+        fold(transcoder, _scales(tensors))
+    return transcoder.eval().requires_grad_(False)
+
+
+def started(
+    shape: TranscoderConfig, config: TrainConfig, scales: Scales, seen: Activations, features: range
+) -> Run:  # fmt: skip
+    """Weights that start from clusters of what the MLPs read; every process finds all and keeps its own."""
+    run = _empty(shape, config, scales, len(features), seen[0].device)
+    generator = torch.Generator().manual_seed(config.seed)
+    own = slice(features.start, features.stop)
+    k = min(round(config.k * config.k_start), config.n_features)
+    transcoder = run.weights.transcoder
+    with torch.no_grad():
+        for layer in range(shape.n_layers):
+            start = start_layer(
+                seen[0][layer].float() * scales.inputs[layer], seen[1][layer].float() * scales.outputs[layer],
+                config.n_features, k, config.error_floor, generator, at_once=max(1, config.n_features // 256),
+            )  # fmt: skip
+            transcoder.W_enc[layer] = start.W_enc[own]
+            transcoder.b_enc[layer] = start.b_enc[own]
+            transcoder.b_dec[layer] = start.b_dec
+            transcoder.W_dec[layer][:, 0] = start.W_dec[own]
+    return run
+
+
+def _empty(
+    shape: TranscoderConfig, config: TrainConfig, scales: Scales, n_features: int, device: torch.device
+) -> Run:  # fmt: skip
+    own = TranscoderConfig(**(asdict(shape) | {"n_features": n_features, "activation": "relu", "k": 0}))
+    dtype = torch.bfloat16 if config.weights == "bfloat16" else torch.float32
+    transcoder = CrossLayerTranscoder(own).to(device=device, dtype=dtype)
+    threshold = torch.full((shape.n_layers, n_features), config.threshold_start, device=device)
+    weights = Weights(transcoder, threshold.requires_grad_(config.activation == "jumprelu"))
+    density = torch.full((shape.n_layers, n_features), 10 * config.dead_below, device=device)
+    adam = Adam(weights.named(), config.seed)
+    dead = torch.zeros_like(density, dtype=torch.bool)
+    threshold_seen = torch.full((), float("nan"), device=device)
+    return Run(
+        weights,
+        adam,
+        scales,
+        density,
+        threshold_seen,
+        dead,
+        [dead[layer].nonzero()[:, 0] for layer in range(shape.n_layers)],
+    )
+
+
+def resumed(
+    shape: TranscoderConfig, config: TrainConfig, checkpoint: Path, folder: Path, features: range,
+    streams: dict[int, Stream],
+) -> Run:  # fmt: skip
+    state = read_state(checkpoint)
+    tensors = read_features(checkpoint, features) | read_tensors(checkpoint / COMMON)
+    device = next(iter(streams.values())).device
+    run = _empty(shape, config, _scales(tensors), len(features), device)
+    with torch.no_grad():
+        for name, weight in run.weights.named().items():
+            weight.copy_(tensors[f"weight:{name}"])
+            run.adam.first[name].copy_(tensors[f"first:{name}"])
+            run.adam.second[name].copy_(tensors[f"second:{name}"])
+    run.adam.steps = run.step = state["step"]
+    run.seconds = state["seconds"]
+    run.density.copy_(tensors["density"])
+    run.dead.copy_(tensors["dead"])
+    run.dead_features = [dead.nonzero()[:, 0] for dead in run.dead]
+    run.threshold.copy_(tensors["threshold"])
+    run.rows = load_metrics(folder / METRICS, run.step)
+    for number, stream in streams.items():
+        stream.restore(state["streams"][str(number)], read_tensors(checkpoint / f"stream-{number}.safetensors"))
+    return run
+
+
+def write(run: Run, streams: dict[int, Stream], features: range, folder: Path, place: Place) -> None:
+    """A checkpoint that is known to be good."""
+    named = run.weights.named() | {"threshold": run.weights.threshold}
+    if not all(bool(torch.isfinite(weight).all()) for weight in named.values()):
+        raise diverged(run, folder)
+    tensors = {f"weight:{name}": weight for name, weight in named.items()}
+    tensors |= {f"first:{name}": moment for name, moment in run.adam.first.items()}
+    tensors |= {f"second:{name}": moment for name, moment in run.adam.second.items()}
+    sharded = {name: t for name, t in tensors.items() if is_sharded(name.split(":")[1])} | {
+        "density": run.density,
+        "dead": run.dead,
+    }
+    common = {name: t for name, t in tensors.items() if name not in sharded} | {"threshold": run.threshold}
+    common |= {f"scales:{name}": value for name, value in asdict(run.scales).items() if name != "has_sinks"}
+    common["scales:has_sinks"] = torch.tensor(run.scales.has_sinks)
+    states = {number: stream.state() for number, stream in streams.items()}
+    plain = {"step": run.step, "seconds": run.seconds, "streams": {n: values for n, (values, _) in states.items()}}
+    write_checkpoint(folder, place, features, sharded, common, {n: t for n, (_, t) in states.items()}, plain)
+
+
+def _scales(tensors: dict[str, Tensor]) -> Scales:
+    values = {name.removeprefix("scales:"): t for name, t in tensors.items() if name.startswith("scales:")}
+    has_sinks = bool(values.pop("has_sinks"))
+    return Scales(**values, has_sinks=has_sinks)
+
+
+def diverged(run: Run, folder: Path) -> TranscoderError:
+    good = latest(folder)
+    kept = f"the checkpoint of {good.name.replace('-', ' ')} is kept" if good else "there is no checkpoint yet"
+    return TranscoderError(
+        f"the loss is not finite at step {run.step}; {kept}. Start again in another folder with a smaller "
+        "learning rate."
+    )

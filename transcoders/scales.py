@@ -1,0 +1,60 @@
+"""One number per layer by which MLP inputs and outputs are multiplied while training; folded into what is saved."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transcoders.errors import TranscoderError
+from transcoders.model import CrossLayerTranscoder
+
+SINKS = 0.5
+"""Where the largest hundredth of the tokens holds a larger share of what an MLP writes, errors are balanced."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What makes the mean norm of each layer's inputs and outputs √d_model, and what was seen on the way."""
+
+    inputs: Float[Tensor, " layer"]
+    outputs: Float[Tensor, " layer"]
+    largest: Float[Tensor, " layer"]
+    """Mean norms of the inputs as they come."""
+    square: Float[Tensor, " layer"]
+    """Mean squared norms of the outputs once they are scaled."""
+    has_sinks: bool
+    """Whether in some layer few tokens hold most of what the MLP writes."""
+
+
+def measure_scales(
+    inputs: Float[Tensor, "layer token d_model"], outputs: Float[Tensor, "layer token d_model"]
+) -> Scales:
+    """Scales of some activations as they come from the model."""
+    root = inputs.shape[-1] ** 0.5
+    read, written = inputs.float().norm(dim=-1), outputs.float().norm(dim=-1)
+    if not bool(torch.isfinite(read).all() and torch.isfinite(written).all()):
+        raise TranscoderError("the model's activations are not finite; check its weights, or load it in float32.")
+    if not bool((read.mean(1) > 0).all() and (written.mean(1) > 0).all()):
+        raise TranscoderError(
+            "an MLP of the model reads or writes nothing but zeros; there is nothing to learn from it."
+        )
+    energy = written.square().sort(dim=1, descending=True).values
+    few = max(1, energy.shape[1] // 100)
+    share = energy[:, :few].sum(1) / energy.sum(1)
+    scale = root / written.mean(1)
+    square = written.square().mean(1) * scale.square()
+    return Scales(root / read.mean(1), scale, read.mean(1), square, bool((share > SINKS).any()))
+
+
+@torch.no_grad()
+def fold(transcoder: CrossLayerTranscoder, scales: Scales) -> None:
+    """Change weights that were trained on scaled activations to read and write activations as they come, in place."""
+    read = scales.inputs.to(transcoder.W_enc)[:, None, None]
+    written = scales.outputs.to(transcoder.W_enc)
+    transcoder.W_enc.mul_(read)
+    transcoder.b_dec.div_(written[:, None])
+    for source, decoder in enumerate(transcoder.W_dec):
+        decoder.div_(written[source : source + decoder.shape[1], None])
+    if transcoder.W_skip is not None:
+        transcoder.W_skip.mul_(read / written[:, None, None])
