@@ -30,7 +30,10 @@ class ReadOnlyFiles(AbstractFileSystem):
     def _strip_protocol(cls, path: Any) -> Any:
         return str(path).removeprefix(f"{PROTOCOL}://")
 
-    def open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+    def open(
+        self, path: str, mode: str = "rb", block_size: Any = None, cache_options: Any = None, compression: Any = None,
+        **_: Any,
+    ) -> Any:  # fmt: skip
         if mode not in ("r", "rb"):
             raise PermissionError(f"{path} can only be read.")
         return _File(self._found(path))

@@ -131,7 +131,7 @@ class GraphStore:
         if row is None and not (folder / HEAD).exists():  # it may be in a pack, but only if it is not here
             pack = self._in_pack(graph_id)
             row = pack.row(graph_id) if pack is not None and not pack.problem else None
-        return row and StoredGraph(graph_id, info_from_row(row), row["n_nodes"], row["n_edges"])
+        return None if row is None else StoredGraph(graph_id, info_from_row(row), row["n_nodes"], row["n_edges"])
 
     def list(self) -> "builtins.list[StoredGraph]":
         """All graphs that are whole, newest first."""

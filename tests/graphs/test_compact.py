@@ -352,9 +352,7 @@ def test_a_pack_written_before_a_column_was_added_opens(store, graphs, random_gr
     assert store.sql("SELECT count(*) AS n FROM nodes WHERE reached_from IS NULL").to_pylist() == [{"n": 0}]
 
 
-def test_a_pack_of_graphs_with_tags_holds_them_and_one_written_before_there_were_any_opens(
-    store, make_graph, make_info
-):
+def test_a_pack_holds_tags_and_one_written_before_there_were_any_opens(store, make_graph, make_info):
     tags = (("group", "a"), ("n", "7"))
     tagged = store.save(make_graph("tl", [], info=make_info("tagged", tags=tags)))
     drop_columns(store.folder / "graphs" / ids(store)["a b c"] / "graph.parquet", ["tags"])
