@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from graphs import AttributionGraph, GraphStore, NodeKind, logit_weights
+from tracer import lab
 from tracer.config import TraceConfig
 from tracer.errors import TraceError
 from tracer.loading import Source, load, save_features
