@@ -243,7 +243,7 @@ def test_the_bundled_prompts_are_known_to_the_bundled_model():
     prompts = read_prompts(lab.folder() / "prompts.txt", "text")
     assert len(prompts) == 20
     for prompt in prompts:
-        lab.check_words(prompt)
+        lab.check_words(prompt, lab.words())
 
 
 def test_a_transcoder_and_a_model_of_ones_own_are_evaluated(tmp_path):
