@@ -139,8 +139,8 @@ def main() -> None:
         PAGE.write_text(page(store, asked), encoding="utf-8")
 
 
-def trace_states(store: GraphStore) -> list[Asked]:
-    """Ask for the capital of one city's state in two phrasings, for every state."""
+def trace_states(store: GraphStore, names: Sequence[str] = STATES) -> list[Asked]:
+    """Ask for the capital of one city's state in two phrasings, for every state named."""
     folder = lab.folder()
     replacement = ReplacementModel.load(folder / "model", folder / "transcoder", name=lab.NAME)
     features = lab.features()
@@ -154,7 +154,7 @@ def trace_states(store: GraphStore) -> list[Asked]:
             store.save(trace(phrasing.format(city=cities[state]), replacement, labels=labels).graph)
             for phrasing in PHRASINGS
         ))
-        for state in STATES
+        for state in names
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ ALIGNMENTS = ("diff", "end", "start", "anywhere")
 """By the words that agree with the first prompt, from the last token, from the first, or without regard to places."""
 
 
-def align(prompts: Sequence[Sequence[str]], how: str) -> list[Int[ndarray, "position"]]:
+def align(prompts: Sequence[Sequence[str]], how: str) -> list[Int[ndarray, "_"]]:
     """Per prompt the place of each of its tokens; equal places stand for the same, -1 for none.
 
     With `diff` a word that replaces another stands in its place, and what is added to the first prompt stands between.
@@ -42,7 +42,7 @@ def _against(first: Sequence[str], other: Sequence[str]) -> list[tuple[int, int]
     return places
 
 
-def _numbered(prompts: list[list[tuple[int, int]]]) -> list[Int[ndarray, "position"]]:
+def _numbered(prompts: list[list[tuple[int, int]]]) -> list[Int[ndarray, "_"]]:
     every = sorted({place for places in prompts for place in places})
     number = {place: column for column, place in enumerate(every)}
     return [np.array([number[place] for place in places], np.int64) for places in prompts]

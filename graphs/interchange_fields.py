@@ -33,6 +33,11 @@ def is_texts(value: object) -> bool:
     return isinstance(value, list) and all(map(is_text, value))
 
 
+def is_named_texts(value: object) -> bool:
+    """An object of texts."""
+    return isinstance(value, dict) and all(is_text(name) and is_text(text) for name, text in value.items())
+
+
 class Kind(NamedTuple):
     """What a field may hold."""
 
@@ -45,6 +50,7 @@ NUMBER = Kind("a finite number", is_number)
 WHOLE = Kind("a whole number", is_whole)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXTS = Kind("a list of texts", is_texts)
+NAMED_TEXTS = Kind("an object of texts", is_named_texts)
 LIST = Kind("a list", lambda value: isinstance(value, list))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 LAYER = Kind("a text or a whole number", lambda value: is_text(value) or is_whole(value))

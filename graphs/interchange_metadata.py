@@ -12,6 +12,7 @@ from graphs.errors import GraphError
 from graphs.graph import GraphInfo
 from graphs.interchange_fields import (
     LIST,
+    NAMED_TEXTS,
     NUMBER,
     OBJECT,
     TEXT,
@@ -74,6 +75,7 @@ _OUR_TYPES = {
     "tokens": TEXTS,
     "words": TEXTS,
     "token_ids": LIST,
+    "tags": NAMED_TEXTS,
     "created_at": TEXT,
     **dict.fromkeys(("n_layers", "n_active_features"), WHOLE),
     **dict.fromkeys(("prompt", "model", "model_revision", "transcoder", "transcoder_revision"), TEXT),
@@ -104,7 +106,7 @@ def metadata_record(info: GraphInfo, slug: str, scan: str | None) -> dict[str, A
         record["pruning_settings"] = {name: settings[name] for name in ("node_threshold", "edge_threshold")}
     ours = {one.name: getattr(info, one.name) for one in fields(GraphInfo)}
     lists = {name: list(ours[name]) for name in ("tokens", "token_ids", "words")}
-    record[OURS] = ours | lists | {"created_at": info.created_at.isoformat()}
+    record[OURS] = ours | lists | {"created_at": info.created_at.isoformat(), "tags": dict(info.tags)}
     return record
 
 
@@ -241,7 +243,7 @@ def _our_info(value: object, tokens: list[str]) -> GraphInfo:
         raise GraphError(f"{where}: tokens are not those in prompt_tokens; export the graph again.")
     if not all(is_whole(number) and abs(number) < 1 << 31 for number in lists["token_ids"]):
         raise GraphError(f"{where}: token_ids holds what is no number of a token; export the graph again.")
-    known |= {**lists, "created_at": _parsed(record["created_at"])}
+    known |= {**lists, "created_at": _parsed(record["created_at"]), "tags": tuple(record["tags"].items())}
     return GraphInfo(**known)
 
 

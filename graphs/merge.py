@@ -144,7 +144,7 @@ class _Groups:
 
 
 def _keys(
-    graphs: Sequence[AttributionGraph], places: Sequence[Int[ndarray, "position"]]
+    graphs: Sequence[AttributionGraph], places: Sequence[Int[ndarray, "_"]]
 ) -> tuple[Int[ndarray, "all key"], ndarray]:
     """What makes a node the same in two graphs, and the texts of all nodes."""
     names = np.concatenate([graph.token for graph in graphs])

@@ -136,7 +136,7 @@ def _buckets(record: dict[str, Any]) -> str:
 
 def _densities(record: dict[str, Any]) -> str:
     """How often features fire, layer by layer."""
-    counts = [one["density_histogram"] for one in record["layers"]]
+    counts = [[float(n) for n in one["density_histogram"]] for one in record["layers"]]
     bounds = [0.0, *record["density_bounds"], 1.0]
     used = [i for i in range(1, len(bounds)) if any(layer[i] for layer in counts)]
     first, last = min(used, default=1), max(used, default=1)
@@ -173,25 +173,13 @@ def _prompts(record: dict[str, Any]) -> str:
     prompts = record["graphs"]["prompts"]
     if not prompts:
         return ""
-    columns = [
-        "prompt",
-        "answer",
-        "all replaced",
-        "probability",
-        "KL",
-        "replacement",
-        "completeness",
-        "active features",
-    ]
-    rows = [
-        [
-            one["prompt"], one["answer"].strip(),
-            one["replaced_answer"].strip() + (" ≠" if one["replaced_answer"] != one["answer"] else ""),
-            share(one["probability"]), number(one["kl"]), f"{one['replacement']:.3f}", f"{one['completeness']:.3f}",
-            str(one["active_features"]),
-        ]
-        for one in prompts
-    ]  # fmt: skip
+    columns = ["prompt", "answer", "all replaced", "probability", "KL", "replacement", "completeness", "features"]
+    rows = []
+    for one in prompts:
+        answer, other = one["answer"].strip(), one["replaced_answer"].strip()
+        scores = [f"{one['replacement']:.3f}", f"{one['completeness']:.3f}", str(one["active_features"])]
+        marked = other if one["answer"] == one["replaced_answer"] else f"{other} ≠"
+        rows.append([one["prompt"], answer, marked, share(one["probability"]), number(one["kl"]), *scores])
     return _section(
         "Traced prompts",
         "Replacement is the share of the influence on the answer that flows from words rather than from errors, "

@@ -138,9 +138,9 @@ def _bucket_tables(record: dict[str, Any]) -> str:
 
 
 def _bucket_row(name: str, bucket: dict[str, Any], record: dict[str, Any]) -> list[str]:
-    share = bucket["tokens"] / (record["tokens"] * record["n_layers"])
+    part = bucket["tokens"] / (record["tokens"] * record["n_layers"])
     l0 = "" if bucket["l0"] is None else f"{bucket['l0']:.1f}"
-    return [name, share(share), number(bucket["nmse"]), number(bucket["relative_error"]), l0]
+    return [name, share(part), number(bucket["nmse"]), number(bucket["relative_error"]), l0]
 
 
 def _prompt_table(record: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from tracer.batch import ATTEMPTS, Broken, Job, Outcome, Status
@@ -72,6 +73,7 @@ class _Member:
         self.task: _Task | None = None
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, job, device, share), daemon=True)
+        resource_tracker.ensure_running()  # or starting it, with the first process, would unblock again
         # a new process inherits what is blocked: Ctrl-C at a terminal reaches all, and only the driver acts on it
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -163,7 +165,7 @@ def _serve(connection: Connection, job: Job, device: str, share: int) -> None:
     signal.signal(signal.SIGTERM, _leave)
     from tracer.worker import EXPECTED, begin  # and with it torch, which the driver does without
 
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, ConnectionError):
         try:
             worker = begin(job, device, share)
         except EXPECTED as error:

@@ -7,6 +7,7 @@ paths, as on a shared file system.
 import logging
 import os
 import re
+import signal
 import socket
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,18 +73,14 @@ def trace_on_ray(job: Job, rows: Sequence[Row], address: str | None, workers: in
         actors = [remote.remote(job, places.device, Path.cwd()) for _ in range(n_actors)]
         left = iter(rows)
         running = {actor.trace.remote(row): (actor, row) for actor, row in zip(actors, left, strict=False)}
-        try:
-            while running:
-                [ready], _ = ray.wait(list(running), num_returns=1)
-                actor, row = running.pop(ready)
-                outcome = _result(ray, ready, row)
-                following = next(left, None)
-                if following is not None:
-                    running[actor.trace.remote(following)] = (actor, following)
-                yield outcome
-        finally:
-            for actor in actors:
-                ray.kill(actor)
+        while running:
+            [ready], _ = ray.wait(list(running), num_returns=1)
+            actor, row = running.pop(ready)
+            outcome = _result(ray, ready, row)
+            following = next(left, None)
+            if following is not None:
+                running[actor.trace.remote(following)] = (actor, following)
+            yield outcome
 
 
 def _result(ray: Any, reference: Any, row: Row) -> Outcome:
@@ -102,7 +99,7 @@ def _result(ray: Any, reference: Any, row: Row) -> Outcome:
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[Any]:
-    """Ray, connected."""
+    """Ray, connected; the actors end with the connection."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     try:
         import ray
@@ -110,11 +107,13 @@ def _cluster(address: str | None) -> Iterator[Any]:
     except ImportError as error:
         raise TraceError("Ray is not installed; pip install 'clt-tracer[ray]', or use --engine local.") from error
     _knock(address)
+    on_termination = signal.getsignal(signal.SIGTERM)
     here = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False} if address is None else {}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise TraceError(f"no Ray cluster answers at {address or 'this machine'}: {one_line(error)}.") from error
+    signal.signal(signal.SIGTERM, on_termination)  # Ray's own way to end is to abort
     try:
         yield ray
     finally:

@@ -103,7 +103,6 @@ def train(
       trace train --model org/model --data org/texts --out run --device cuda --dtype bfloat16
       torchrun --nproc-per-node 4 -m tracer train --data texts/ --out run
       trace "Once upon a time" --model org/model --transcoder run/transcoder
-      trace sql run "SELECT step, nmse, l0 FROM metrics"
     """
     from tracer.loading import load_for_training
     from transcoders import Reporting, Stopped, TrainConfig

@@ -200,7 +200,7 @@ def test_workers_that_die_before_they_begin_end_the_batch(source, tmp_path):
 
 
 def test_an_interrupted_batch_keeps_what_is_done_and_goes_on_from_there(source, tmp_path):
-    (tmp_path / "prompts.txt").write_text("\n".join(f"w{i} w{k} w{i}" for i in range(20) for k in range(3)))
+    (tmp_path / "prompts.txt").write_text("\n".join(f"w{i} w{k} w{i}" for i in range(40) for k in range(12)))
     arguments = batch_arguments(source, "prompts.txt", "--store", "s", "--json")
     command = [sys.executable, "-c", "from tracer.cli import main; main()", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
@@ -218,11 +218,11 @@ def test_an_interrupted_batch_keeps_what_is_done_and_goes_on_from_there(source, 
     assert len(errors.splitlines()) == 1, errors
     assert leftovers(tmp_path / "s") == []
     done = len(prompts_in(tmp_path / "s"))
-    assert 0 < done < 60
+    assert 0 < done < 480
     assert GraphStore(tmp_path / "s").damaged() == []
     summary = json.loads(run(*arguments, folder=tmp_path).stdout)
-    assert (summary["found"], summary["traced"], summary["failed"]) == (done, 60 - done, 0)
-    assert len(prompts_in(tmp_path / "s")) == 60
+    assert (summary["found"], summary["traced"], summary["failed"]) == (done, 480 - done, 0)
+    assert len(prompts_in(tmp_path / "s")) == 480
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from graphs import GraphStore
@@ -52,7 +53,12 @@ def test_two_actors_one_of_them_killed_make_the_store_that_one_process_makes(tmp
     assert ours.keys() == alone.keys()
     for graph_id, graph in ours.items():
         expected = alone[graph_id]
-        assert replace(graph, info=expected.info) == replace(expected, info=expected.info)
+        # sums may differ in the last digit: an actor has other threads than this process
+        for name in ("kind", "layer", "position", "feature"):
+            assert np.array_equal(getattr(graph, name), getattr(expected, name), equal_nan=True)
+        ours_by_end, theirs = (sorted(zip(g.source, g.target, g.weight, strict=True)) for g in (graph, expected))
+        assert [edge[:2] for edge in ours_by_end] == [edge[:2] for edge in theirs]
+        assert [edge[2] for edge in ours_by_end] == pytest.approx([edge[2] for edge in theirs], rel=1e-4, abs=1e-5)
 
 
 def test_a_cluster_that_does_not_answer_is_told_in_one_line(tmp_path):
