@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import pyarrow.compute as pc
-
 from graphs.errors import GraphError
 from graphs.files import is_temporary, locked_folder, new_nonce, sync_folder, unread, write_atomically
 from graphs.folder import DAMAGE, HEAD, Stamp, read_version, remove_saved, stamp
@@ -147,7 +145,7 @@ def _folders(folder: Path, *, saved: bool) -> list[str]:
 
 
 def _n_edges(pack: Pack) -> int:
-    return pc.sum(pack.index["n_edges"]).as_py() or 0
+    return sum(pack.index["n_edges"].to_pylist())
 
 
 def _write(folder: Path, plan: _Plan, on_progress: Callable[[int, int], None]) -> None:

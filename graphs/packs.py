@@ -114,7 +114,7 @@ def without(index: pa.Table, hidden: Iterable[str]) -> pa.Table:
     hidden = list(hidden)
     if not hidden or not len(index):
         return index
-    return index.filter(pc.invert(pc.is_in(index["graph_id"], pa.array(hidden, pa.string()))))
+    return index.filter(~pc.field("graph_id").isin(hidden))
 
 
 def read_packed(pack: Pack, graph_id: str) -> AttributionGraph:
@@ -148,7 +148,7 @@ class RowGroups:
             self._table = self._file.read_row_groups(list(groups), use_threads=len(groups) > 1)
             self._groups = groups
         rows = self._table.slice(first - (int(self._ends[begin - 1]) if begin else 0), count)
-        if len(rows) != count or pc.unique(rows["graph_id"]).to_pylist() not in ([], [graph_id]):
+        if len(rows) != count or rows["graph_id"].unique().to_pylist() not in ([], [graph_id]):
             raise GraphError(f"{self._path.name} does not hold graph {graph_id} where its index says")
         return rows
 
@@ -194,7 +194,7 @@ def _check_footers(pack: Pack, index: pa.Table) -> frozenset[str]:
         footer = pq.read_metadata(pack.path(part))
         columns = footer.schema.to_arrow_schema()
         check_columns(columns, part, pack.path(part).name)
-        expected = pc.sum(index[f"n_{part}"]).as_py() or 0
+        expected = sum(index[f"n_{part}"].to_pylist())
         if footer.num_rows != expected:
             raise GraphError(f"{pack.path(part).name} has {footer.num_rows} rows, not {expected}")
         absent |= set(tables()[part].names) - set(columns.names)
