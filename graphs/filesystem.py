@@ -68,6 +68,7 @@ class _File:
     """An open file whose place is each thread's own: DuckDB's threads seek and read in one handle at the same time."""
 
     def __init__(self, path: Path) -> None:
+        self.closed = True
         self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._size = os.fstat(self._handle).st_size
         self._place = threading.local()
@@ -95,6 +96,9 @@ class _File:
         with self._lock:  # Windows has one place per handle
             os.lseek(self._handle, begin, os.SEEK_SET)
             return os.read(self._handle, size)
+
+    def __del__(self) -> None:
+        self.close()  # DuckDB drops files without closing them
 
     def close(self) -> None:
         if not self.closed:
