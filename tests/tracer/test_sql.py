@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -130,6 +132,28 @@ def test_python_m_tracer_is_trace(folder):
         capture_output=True, text=True, input="SELECT 1 AS x", check=False,
     )  # fmt: skip
     assert (result.returncode, result.stdout, result.stderr) == (0, '"x"\n1\n', "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_query_that_is_interrupted_is_told_in_one_line(folder, number):
+    sql, environment = (
+        "SELECT count(*) FROM range(1000000000000) a, range(1000) b",
+        os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tracer", "sql", sql],
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+    )
+    time.sleep(2.5)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    [line] = errors.splitlines()
+    assert line.startswith("trace: interrupted; ")
 
 
 def test_a_query_that_fails_is_not_saved(folder, refused):
