@@ -152,7 +152,7 @@ def test_a_query_that_is_interrupted_is_told_in_one_line(folder, number):
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2, errors
-    [line] = errors.splitlines()
+    [line] = errors.strip().splitlines()
     assert line.startswith("trace: interrupted; ")
 
 
