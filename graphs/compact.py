@@ -195,8 +195,8 @@ def _saved(folder: Path, plan: _Plan, names: list[str]) -> Iterator[Saved]:
                     saved = read_packed(pack, name)
                 except DAMAGE as error:
                     raise GraphError(
-                        f"graph {name} in pack {pack.name} is damaged: {one_line(error)}; restore the pack from a copy, or "
-                        "delete the graph."
+                        f"graph {name} in pack {pack.name} is damaged: {one_line(error)}; restore the pack from a "
+                        "copy, or delete the graph."
                     ) from error
                 yield saved
 
