@@ -52,7 +52,7 @@ def main(count: int, folder: Path | None, repeats: int, steps: tuple[str, ...]) 
     """Make a store of generated graphs, and measure it before and after compaction."""
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
         store = GraphStore(Path(place) / "store")
-        table = Table("what", "before or after", "value", title=f"{count:,} graphs")
+        table = Table("what", "when", "value", title=f"{count:,} graphs")
         for step in steps or STEPS:
             match step:
                 case "make":
@@ -61,7 +61,7 @@ def main(count: int, folder: Path | None, repeats: int, steps: tuple[str, ...]) 
                     _measure(store.folder, step, repeats, table)
                 case "compact":
                     seconds = _seconds(lambda: print(store.compact()))
-                    table.add_row("compaction", "", f"{seconds:.1f} s")
+                    _tell(table, "compaction", "", f"{seconds:.1f} s")
                 case "json":
                     _compare_with_json(store, Path(place), table)
         Console(width=120).print(table)
@@ -76,21 +76,28 @@ def _make(store: GraphStore, count: int) -> None:
 def _measure(folder: Path, when: str, repeats: int, table: Table) -> None:
     n_edges = GraphStore(folder).sql("SELECT sum(n_edges) AS n FROM graphs")["n"][0].as_py()
     n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    table.add_row("size", when, f"{n_bytes / 1e6:,.0f} MB, {n_bytes / n_edges:.2f} bytes per edge ({n_edges:,} edges)")
+    _tell(table, "size", when, f"{n_bytes / 1e6:,.0f} MB, {n_bytes / n_edges:.2f} bytes per edge ({n_edges:,} edges)")
     for name, sql in QUERIES.items():
         parameters = {"cities": list(CITIES)} if "$cities" in sql else {}
-        table.add_row(name, when, _shown(repeats, lambda: GraphStore(folder).sql(sql, **parameters)))  # noqa: B023
+        _tell(table, name, when, _shown(repeats, lambda: GraphStore(folder).sql(sql, **parameters)))  # noqa: B023
     ids = GraphStore(folder).ids()
     chosen = np.random.default_rng(0).choice(ids, 9)
     times = [_seconds(lambda: GraphStore(folder).load(graph_id)) for graph_id in chosen]  # noqa: B023
-    table.add_row("open one graph", when, f"{median(times) * 1000:.0f} ms, at most {max(times) * 1000:.0f}")
-    table.add_row("GraphStore.list()", when, _shown(repeats, lambda: GraphStore(folder).list()))
-    table.add_row("trace list", when, _shown(repeats, lambda: _run("list", str(folder))))
-    table.add_row(
+    _tell(table, "open one graph", when, f"{median(times) * 1000:.0f} ms, at most {max(times) * 1000:.0f}")
+    _tell(table, "GraphStore.list()", when, _shown(repeats, lambda: GraphStore(folder).list()))
+    _tell(table, "trace list", when, _shown(repeats, lambda: _run("list", str(folder))))
+    _tell(
+        table,
         "trace sql: count of all edges",
         when,
         _shown(repeats, lambda: _run("sql", str(folder), QUERIES["count and mean of all edges"])),
     )
+
+
+def _tell(table: Table, *cells: str) -> None:
+    """A row of the table, and at once a line on stderr: some take minutes."""
+    print(" | ".join(cells), file=sys.stderr, flush=True)
+    table.add_row(*cells)
 
 
 def _run(*arguments: str) -> None:
@@ -109,9 +116,9 @@ def _compare_with_json(store: GraphStore, folder: Path, table: Table) -> None:
         n_bytes, n_edges = n_bytes + path.stat().st_size, n_edges + graph.n_edges
         loaded.append(_seconds(lambda: json.loads(path.read_text("utf-8"))))  # noqa: B023
         path.unlink()
-    table.add_row("the same graphs as JSON", "", f"{n_bytes / n_edges:.1f} bytes per edge, {len(chosen)} graphs")
-    table.add_row("json.load of one graph", "", f"{median(loaded) * 1000:.1f} ms")
-    table.add_row("GraphStore.load of one graph, checked", "", f"{median(opened) * 1000:.1f} ms")
+    _tell(table, "the same graphs as JSON", "", f"{n_bytes / n_edges:.1f} bytes per edge, {len(chosen)} graphs")
+    _tell(table, "json.load of one graph", "", f"{median(loaded) * 1000:.1f} ms")
+    _tell(table, "GraphStore.load of one graph, checked", "", f"{median(opened) * 1000:.1f} ms")
 
 
 def _as_json(graph: AttributionGraph) -> dict:

@@ -190,7 +190,15 @@ def _saved(folder: Path, plan: _Plan, names: list[str]) -> Iterator[Saved]:
                     yield saved
                     continue
             if name in plan.repacked:
-                yield read_packed(plan.repacked[name], name)
+                pack = plan.repacked[name]
+                try:
+                    saved = read_packed(pack, name)
+                except DAMAGE as error:
+                    raise GraphError(
+                        f"graph {name} in pack {pack.name} is damaged: {one_line(error)}; restore the pack from a "
+                        "copy, or delete the graph."
+                    ) from error
+                yield saved
 
 
 def _commit(folder: Path, plan: _Plan, names: list[str]) -> None:

@@ -7,6 +7,7 @@ files, and packs through a file system of ours that cannot write.
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -106,8 +107,25 @@ def _answer(
             "BEGIN TRANSACTION READ ONLY",
         ):
             connection.execute(lock)
-        answer = connection.sql(statement, params=dict(parameters))
-        return answer.to_arrow_table() if limits.max_rows is None else _first_rows(answer, limits.max_rows)
+
+        def ask() -> pa.Table:
+            answer = connection.sql(statement, params=dict(parameters))
+            return answer.to_arrow_table() if limits.max_rows is None else _first_rows(answer, limits.max_rows)
+
+        return _interruptibly(connection, ask)
+
+
+def _interruptibly(connection: duckdb.DuckDBPyConnection, ask: Callable[[], pa.Table]) -> pa.Table:
+    """Ask in another thread: a thread that is in a long step of DuckDB's own hears of no Ctrl-C."""
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(ask)
+        try:
+            return asked.result()
+        except KeyboardInterrupt:
+            while not asked.done():
+                connection.interrupt()
+                wait([asked], timeout=0.1)
+            raise
 
 
 def _first_rows(answer: duckdb.DuckDBPyRelation, count: int) -> pa.Table:

@@ -5,6 +5,7 @@ may also write. Here it can do nothing but read, whatever the SQL says.
 """
 
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -70,9 +71,11 @@ class _File:
     """An open file whose place is each thread's own: DuckDB's threads seek and read in one handle at the same time."""
 
     def __init__(self, path: Path) -> None:
+        self.closed = True
         self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._size = os.fstat(self._handle).st_size
         self._place = threading.local()
+        self._lock = threading.Lock()
         self.closed = False
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -86,9 +89,19 @@ class _File:
     def read(self, size: int = -1) -> bytes:
         begin = self.tell()
         wanted = self._size - begin if size < 0 else size
-        content = os.pread(self._handle, wanted, begin)
+        content = self._read_at(begin, wanted)
         self._place.now = begin + len(content)
         return content
+
+    def _read_at(self, begin: int, size: int) -> bytes:
+        if sys.platform != "win32":
+            return os.pread(self._handle, size, begin)
+        with self._lock:  # Windows has one place per handle
+            os.lseek(self._handle, begin, os.SEEK_SET)
+            return os.read(self._handle, size)
+
+    def __del__(self) -> None:
+        self.close()  # DuckDB drops files without closing them
 
     def close(self) -> None:
         if not self.closed:

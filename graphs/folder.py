@@ -135,9 +135,8 @@ def remove_saved(folder: Path, saved: Stamp | None) -> None:
 
     What others put beside it stays.
     """
-    head = folder / HEAD
-    if (stamp(head) if head.exists() else None) == saved:
-        head.unlink(missing_ok=True)  # first, so that what is left is no graph
+    if head_stamp(folder) == saved:
+        (folder / HEAD).unlink(missing_ok=True)  # first, so that what is left is no graph
         _remove(folder, {path for path in folder.iterdir() if is_temporary(path) or _is_data(path)})
 
 
@@ -158,6 +157,13 @@ def stamp(path: Path) -> Stamp:
     """Which version of the file this is."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def head_stamp(folder: Path) -> Stamp | None:
+    """Which save is in the folder; None if none is."""
+    with suppress(FileNotFoundError):
+        return stamp(folder / HEAD)
+    return None
 
 
 def _data_files(folder: Path, nonce: str) -> tuple[Path, Path]:

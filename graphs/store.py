@@ -32,7 +32,7 @@ from graphs.database import UNLIMITED, Content, Limits
 from graphs.description import check_folder, create_folder
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, locked_folder, reading, write_atomically
-from graphs.folder import DAMAGE, HEAD, Checked, Head, check_graph, is_unchanged, read_graph, write_graph
+from graphs.folder import DAMAGE, HEAD, Checked, Head, check_graph, head_stamp, is_unchanged, read_graph, write_graph
 from graphs.graph import AttributionGraph, GraphInfo
 from graphs.merge import Merged
 from graphs.names import check_graph_id, digest, graph_id_of, is_graph_id, one_line, shown, slug, some
@@ -108,16 +108,17 @@ class GraphStore:
         """The graph that was saved under this id. Raises `GraphError` if there is none or its files are damaged."""
         folder = self._path(graph_id)
         for _ in range(_ATTEMPTS):
-            read = partial(read_graph, folder)
-            if not (folder / HEAD).exists():  # it may be in a pack, but only if it is not here
-                found = self._in_pack(graph_id)
-                if found is None:
-                    raise self._unknown(graph_id)
-                read = partial(read_packed, found, graph_id)
+            saved = head_stamp(folder)
+            # it may be in a pack, but only if it is not in its folder
+            pack = self._in_pack(graph_id) if saved is None else None
+            if saved is None and pack is None:
+                raise self._unknown(graph_id)
             try:
-                return read()
+                return read_graph(folder) if pack is None else read_packed(pack, graph_id)
             except DAMAGE as error:
-                if self._is_where_it_was(graph_id, read.args[0]):
+                # it is no damage if it was replaced, moved or deleted meanwhile
+                now = self._in_pack(graph_id) if pack is not None else None
+                if head_stamp(folder) == saved and (pack is None or (now is not None and now.name == pack.name)):
                     raise GraphError(
                         f"graph {graph_id} is damaged: {one_line(error)}; trace it again or delete it."
                     ) from error
@@ -310,12 +311,16 @@ class GraphStore:
         return heads, [graph for graph in found if isinstance(graph, DamagedGraph)]
 
     def _head_or_damage(self, folder: Path) -> Head | DamagedGraph | None:
-        try:
-            return self._head(folder)
-        except DAMAGE as error:
-            if (folder / HEAD).exists():
-                return DamagedGraph(folder.name, one_line(error))
-            return None  # it was deleted or moved just now
+        for _ in range(_ATTEMPTS):
+            before = head_stamp(folder)
+            try:
+                return self._head(folder)
+            except DAMAGE as error:
+                if before is not None and head_stamp(folder) == before:
+                    return DamagedGraph(folder.name, one_line(error))
+                if head_stamp(folder) is None:  # it was deleted or moved just now
+                    return None
+        return DamagedGraph(folder.name, "it is replaced faster than it can be read")
 
     def _head(self, folder: Path) -> Head:
         """The graph's head, checked once as long as its files stay the same. Raises one of `DAMAGE`."""
@@ -340,13 +345,6 @@ class GraphStore:
         packed = self._packed_now()
         packs = [pack for pack in packed.packs if graph_id in pack.places and graph_id not in packed.hidden]
         return packs[0] if packs else None
-
-    def _is_where_it_was(self, graph_id: str, place: Path | Pack) -> bool:
-        """Whether what was read is still the graph: damage is no damage if it was replaced, moved or deleted."""
-        if isinstance(place, Path):
-            return (place / HEAD).exists()
-        now = None if (self._path(graph_id) / HEAD).exists() else self._in_pack(graph_id)
-        return now is not None and now.name == place.name
 
     def _features_path(self, transcoder: str) -> Path:
         return self.folder / "features" / f"{slug(transcoder) or 'transcoder'}-{digest([transcoder])}.parquet"

@@ -309,6 +309,19 @@ def test_flipped_bytes_in_a_pack_are_noticed_when_the_graph_is_loaded(store):
             store.load(graph_id)
 
 
+def test_damage_inside_a_pack_stops_its_compaction_and_changes_nothing(store, random_graph):
+    store.compact()
+    [path] = (store.folder / "packs").glob("nodes-*")
+    content = bytearray(path.read_bytes())
+    content[50] ^= 0xFF
+    path.write_bytes(content)
+    store.save(random_graph(7, prompt="j k l"))
+    before = files_below(store.folder)
+    with pytest.raises(GraphError, match=r"graph .* in pack .* is damaged: .*; restore the pack from a copy"):
+        store.compact()
+    assert files_below(store.folder) == before
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"packs": ["../x"]}', '{"packs": [1]}', "{}"])
 def test_a_broken_list_of_packs_is_told_in_one_line(store, content):
     store.compact()

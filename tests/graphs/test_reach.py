@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from graphs import GraphStore, NodeKind, strongest_paths
+from graphs import GraphStore, NodeKind
 from graphs.reach import reach
 
 
@@ -24,22 +24,21 @@ def test_a_graph_without_nodes_or_logits_reaches_nothing(make_graph, make_info):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_node_is_reached_from_a_token_where_there_is_a_path(random_graph, seed):
+def test_a_node_is_reached_where_powers_of_the_adjacency_matrix_say_so(random_graph, dense, seed):
     graph = random_graph(seed, n_layers=5, density=0.15, prompt="one two three four five six seven eight nine ten")
-    found = reach(graph)
-    through = graph.kind != NodeKind.ERROR
+    step = (dense(graph) != 0) & (graph.kind != NodeKind.ERROR)[None, :] & (graph.kind != NodeKind.ERROR)[:, None]
+    paths = np.eye(graph.n_nodes, dtype=bool)  # [target, source]
+    for _ in range(graph.n_nodes):
+        paths = paths | (step.astype(float) @ paths > 0)
+    starts = np.flatnonzero(graph.kind == NodeKind.TOKEN)
     answer = int(np.nanargmax(graph.probability))
-    tokens = np.flatnonzero(graph.kind == NodeKind.TOKEN).tolist()
+    # an error is the first node of a path at most
+    from_errors = (dense(graph) != 0).T @ paths[answer].astype(float) > 0
+    found = reach(graph)
     for node in range(graph.n_nodes):
-        if graph.kind[node] in (NodeKind.FEATURE, NodeKind.LOGIT):
-            expected = [
-                int(graph.position[token])
-                for token in tokens
-                if strongest_paths(graph, [token], node, k=1, through=through)
-            ]
-            assert found.reached_from[node].as_py() == expected
-        to_answer = node == answer or bool(strongest_paths(graph, [node], answer, k=1, through=through))
-        assert found.reaches_answer[node] == to_answer
+        expected = [] if graph.kind[node] == NodeKind.ERROR else graph.position[starts[paths[node, starts]]].tolist()
+        assert found.reached_from[node].as_py() == expected
+    assert found.reaches_answer.tolist() == (paths[answer] | from_errors).tolist()
 
 
 def test_the_columns_of_a_saved_graph_are_these(tmp_path, random_graph):

@@ -1,9 +1,12 @@
 """`trace sql`: queries from everywhere, parameters of every kind, answers in every form, and the shell."""
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,19 +24,35 @@ from transcoders.progress import METRICS, SETTINGS
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: str, folder: Path, given: str = "") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tracer", "sql", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, input=given, check=False
-    )
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """What `trace sql …` writes to stdout, in this process."""
+
+    def run_here(*arguments: str, given: str = "") -> str:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["trace", "sql", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+        main()
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        return captured.out
+
+    return run_here
 
 
-def refused(result: subprocess.CompletedProcess[str]) -> str:
-    assert result.returncode == 2, result.stderr
-    [line] = result.stderr.splitlines()
-    assert line.startswith("trace: ")
-    return line
+@pytest.fixture
+def refused(run, capsys):
+    """The one line that `trace sql …` ends with."""
+
+    def refused_here(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run(*arguments)
+        assert ended.value.code == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("trace: ")
+        return line
+
+    return refused_here
 
 
 @pytest.fixture(scope="module")
@@ -46,47 +65,41 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_query_comes_from_an_argument_a_file_stdin_or_a_name(folder, tmp_path):
+def test_a_query_comes_from_an_argument_a_file_stdin_or_a_name(run, tmp_path):
     sql = "SELECT count(*) AS n FROM graphs"
     (tmp_path / "question.sql").write_text(sql)
     expected = '"n"\n2\n'
-    assert run(sql, folder=folder).stdout == expected
-    assert run("graphs-store", sql, folder=folder).stdout == expected
-    assert run("-", folder=folder, given=sql).stdout == expected
-    assert run(folder=folder, given=sql).stdout == expected
-    assert run("graphs-store", folder=folder, given=sql).stdout == expected
-    assert run("--file", str(tmp_path / "question.sql"), folder=folder).stdout == expected
-    assert run(sql, "--save", "how-many", folder=folder).stdout == expected
-    assert run("--saved", "how-many", folder=folder).stdout == expected
-    assert json.loads(run("--list-saved", "--format", "json", folder=folder).stdout) == [
-        {"name": "how-many", "query": sql}
-    ]
+    assert run(sql) == expected
+    assert run("graphs-store", sql) == expected
+    assert run("-", given=sql) == expected
+    assert run(given=sql) == expected
+    assert run("graphs-store", given=sql) == expected
+    assert run("--file", str(tmp_path / "question.sql")) == expected
+    assert run(sql, "--save", "how-many") == expected
+    assert run("--saved", "how-many") == expected
+    assert json.loads(run("--list-saved", "--format", "json")) == [{"name": "how-many", "query": sql}]
 
 
-def test_parameters_are_numbers_truth_values_and_texts(folder):
+def test_parameters_are_numbers_truth_values_and_texts(run):
     sql = "SELECT $a + 1 AS a, $b AS b, $c AS c, $d AS d, $e AS e, $f AS f"
     given = ["a=2", "b=true", "c=0.5", "d=is = 5", 'e="95"', "f=null"]
     pairs = [part for pair in given for part in ("--param", pair)]
-    [row] = json.loads(run(sql, *pairs, "--format", "json", folder=folder).stdout)
+    [row] = json.loads(run(sql, *pairs, "--format", "json"))
     assert row == {"a": 3, "b": True, "c": 0.5, "d": "is = 5", "e": "95", "f": None}
-    [row] = json.loads(run("SELECT $t AS t", "-p", "t=95", "--format", "json", folder=folder).stdout)
+    [row] = json.loads(run("SELECT $t AS t", "-p", "t=95", "--format", "json"))
     assert row == {"t": "95"}
 
 
-def test_every_form_of_an_answer(folder, tmp_path):
+def test_every_form_of_an_answer(run, tmp_path):
     sql = "SELECT 1 AS x, 'a\"b' AS y, [1, 2] AS z, 'NaN'::DOUBLE AS w"
-    assert run(sql, "--format", "csv", folder=folder).stdout == '"x","y","z","w"\n1,"a""b","[1, 2]",nan\n'
-    assert json.loads(run(sql, "--format", "json", folder=folder).stdout) == [
-        {"x": 1, "y": 'a"b', "z": [1, 2], "w": None}
-    ]
-    assert run(sql, "--format", "jsonl", folder=folder).stdout == '{"x": 1, "y": "a\\"b", "z": [1, 2], "w": null}\n'
-    assert run("SELECT 10 AS n, 'ä' AS text", "--format", "table", folder=folder).stdout == (
-        "  n ┃ text\n━━━━╇━━━━━━\n 10 │ ä\n"
-    )
+    assert run(sql, "--format", "csv") == '"x","y","z","w"\n1,"a""b","[1, 2]",nan\n'
+    assert json.loads(run(sql, "--format", "json")) == [{"x": 1, "y": 'a"b', "z": [1, 2], "w": None}]
+    assert run(sql, "--format", "jsonl") == '{"x": 1, "y": "a\\"b", "z": [1, 2], "w": null}\n'
+    assert run("SELECT 10 AS n, 'ä' AS text", "--format", "table") == ("  n ┃ text\n━━━━╇━━━━━━\n 10 │ ä\n")
     for form in ("csv", "parquet"):
         path = tmp_path / f"out.{form}"
         path.write_text("old")
-        assert run("SELECT 1 AS x", "--format", form, "-o", str(path), folder=folder).stdout == ""
+        assert run("SELECT 1 AS x", "--format", form, "-o", str(path)) == ""
     assert (tmp_path / "out.csv").read_text() == '"x"\n1\n'
     assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [{"x": 1}]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.parquet"]
@@ -110,20 +123,43 @@ def test_every_form_of_an_answer(folder, tmp_path):
         (["SELECT 1; SELECT 2"], "the query has 2 statements"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line(folder, arguments, message, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["trace", "sql", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("trace: ")
-    assert message in line
+def test_what_cannot_be_done_is_told_in_one_line(folder, refused, arguments, message):
+    assert message in refused(*arguments)
     assert not (folder / "graphs-store" / "queries" / "a").exists()
 
 
-def test_a_query_that_fails_is_not_saved(folder):
-    refused(run("SELEC 1", "--save", "broken", folder=folder))
+def test_python_m_tracer_is_trace(folder):
+    result = subprocess.run(
+        [sys.executable, "-m", "tracer", "sql"], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, input="SELECT 1 AS x", check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout, result.stderr) == (0, '"x"\n1\n', "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_query_that_is_interrupted_is_told_in_one_line(folder, number):
+    sql, environment = (
+        "SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b",
+        os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tracer", "sql", sql],
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+    )
+    time.sleep(2.5)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    [line] = errors.strip().splitlines()
+    assert line.startswith("trace: interrupted; ")
+
+
+def test_a_query_that_fails_is_not_saved(folder, refused):
+    refused("SELEC 1", "--save", "broken")
     assert "broken" not in GraphStore(folder / "graphs-store").saved_queries()
 
 
