@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 def run(folder, monkeypatch, capsys):
     """What `trace sql …` writes to stdout, in this process."""
 
-    def run_here(*arguments: str, given: str = "") -> str:
-        monkeypatch.chdir(folder)
+    def run_here(*arguments: str, given: str = "", inside: Path = folder) -> str:
+        monkeypatch.chdir(inside)
         monkeypatch.setattr(sys, "argv", ["trace", "sql", *arguments])
         monkeypatch.setattr(sys, "stdin", io.StringIO(given))
         main()
@@ -44,9 +44,9 @@ def run(folder, monkeypatch, capsys):
 def refused(run, capsys):
     """The one line that `trace sql …` ends with."""
 
-    def refused_here(*arguments: str) -> str:
+    def refused_here(*arguments: str, **options: Path) -> str:
         with pytest.raises(SystemExit) as ended:
-            run(*arguments)
+            run(*arguments, **options)
         assert ended.value.code == 2
         [line] = capsys.readouterr().err.splitlines()
         assert line.startswith("trace: ")
@@ -203,13 +203,13 @@ def training(tmp_path) -> Path:
     return folder
 
 
-def test_the_metrics_of_a_training_run_are_a_table(training, tmp_path):
+def test_the_metrics_of_a_training_run_are_a_table(run, training, tmp_path):
     query = "SELECT step, nmse_by_layer FROM metrics WHERE step = $s"
-    answer = run("run", query, "--param", "s=2", "--format", "json", folder=tmp_path)
-    assert json.loads(answer.stdout) == [{"step": 2, "nmse_by_layer": [0.5, 0.25]}]
-    assert run("run", "FROM metrics SELECT count(*) AS n", folder=tmp_path).stdout == '"n"\n2\n'
-    assert run("run", "--file", "run/query.sql", folder=tmp_path).stdout == '"t"\n200\n'
-    assert run("run", "SHOW TABLES", folder=tmp_path).stdout == '"name"\n"metrics"\n'
+    answer = run("run", query, "--param", "s=2", "--format", "json", inside=tmp_path)
+    assert json.loads(answer) == [{"step": 2, "nmse_by_layer": [0.5, 0.25]}]
+    assert run("run", "FROM metrics SELECT count(*) AS n", inside=tmp_path) == '"n"\n2\n'
+    assert run("run", "--file", "run/query.sql", inside=tmp_path) == '"t"\n200\n'
+    assert run("run", "SHOW TABLES", inside=tmp_path) == '"name"\n"metrics"\n'
 
 
 @pytest.mark.parametrize(
@@ -222,19 +222,19 @@ def test_the_metrics_of_a_training_run_are_a_table(training, tmp_path):
         ("FROM read_text('run/run.json')", "Permission Error"),
     ],
 )
-def test_a_training_run_is_only_read(training, tmp_path, query, message):
+def test_a_training_run_is_only_read(refused, training, tmp_path, query, message):
     before = sorted(training.iterdir())
-    assert message in refused(run("run", query, folder=tmp_path))
+    assert message in refused("run", query, inside=tmp_path)
     assert sorted(training.iterdir()) == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_folder_that_is_neither_a_store_nor_a_run_is_told_in_one_line(training, tmp_path):
+def test_a_folder_that_is_neither_a_store_nor_a_run_is_told_in_one_line(refused, training, tmp_path):
     neither = "run is neither a store of graphs, which has store.json, nor a training run that has reported"
-    assert "saves no queries" in refused(run("run", "FROM metrics", "--save", "x", folder=tmp_path))
+    assert "saves no queries" in refused("run", "FROM metrics", "--save", "x", inside=tmp_path)
     (training / METRICS).write_bytes(b"PAR1")
-    assert "run/metrics.parquet cannot be read" in refused(run("run", "FROM metrics", folder=tmp_path))
+    assert "run/metrics.parquet cannot be read" in refused("run", "FROM metrics", inside=tmp_path)
     (training / METRICS).unlink()
-    assert neither in refused(run("run", "FROM metrics", folder=tmp_path))
+    assert neither in refused("run", "FROM metrics", inside=tmp_path)
     (training / SETTINGS).rename(training / "notes.txt")
-    assert neither in refused(run("run", "FROM graphs", folder=tmp_path))
+    assert neither in refused("run", "FROM graphs", inside=tmp_path)
