@@ -1,6 +1,7 @@
 """Attribution graphs: the graph itself, its files, and SQL over them. Never imports torch."""
 
 from graphs.annotations import Annotations, Supernode
+from graphs.compact import Compacted
 from graphs.comparisons import Comparison
 from graphs.dashboards import read_dashboards
 from graphs.errors import GraphError
@@ -16,14 +17,16 @@ from graphs.influence import (
 )
 from graphs.interchange import Imported, from_json, to_json, validate_json, write_json
 from graphs.merge import Merged, merge_graphs, threshold_grid
+from graphs.names import graph_id_of
 from graphs.paths import Path, path_length_distribution, strongest_paths
 from graphs.peer import completeness_counting_leaves, with_unscaled_tokens
 from graphs.pruning import keep_largest, prune
-from graphs.store import DamagedGraph, GraphStore, StoredGraph, graph_id_of
+from graphs.store import DamagedGraph, GraphStore, StoredGraph
 
 __all__ = [
     "Annotations",
     "AttributionGraph",
+    "Compacted",
     "Comparison",
     "DamagedGraph",
     "GraphError",

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from graphs.errors import GraphError
-from graphs.files import file_errors_as_graph_errors, write_atomically
+from graphs.files import write_atomically
 from graphs.interchange_fields import LIST, OBJECT, TEXT, check_object, is_whole
 from graphs.schema import tables
 
@@ -57,10 +57,9 @@ def write_annotations(folder: Path, graph_id: str, annotations: Annotations) -> 
         "pinned": list(annotations.pinned),
         "view": annotations.view,
     }
-    with file_errors_as_graph_errors(f"save what was added to graph {graph_id}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(record, ensure_ascii=False, indent=1)
-        write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, ensure_ascii=False, indent=1)
+    write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def read_annotations(folder: Path, graph_id: str) -> Annotations:

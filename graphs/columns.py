@@ -10,9 +10,13 @@ from numpy import ndarray
 
 from graphs.errors import GraphError
 from graphs.graph import EDGE_COLUMNS, NODE_COLUMNS, AttributionGraph, GraphInfo, NodeKind
+from graphs.reach import reach
 from graphs.schema import LATER_COLUMNS, SCHEMA_VERSION, tables
 
-_WEIGHT_TYPE = b"weight_dtype"
+WEIGHT_TYPE = b"weight_dtype"
+"""Where the metadata of table `edges` says how precise the weights are."""
+
+_TUPLES = ("tokens", "token_ids", "words", "tags")
 _NULLABLE_NUMBERS = ("position", "feature", "token_id")
 _NULLABLE_TEXTS = ("word", "label")
 _KIND_NAMES = np.array([kind.text for kind in NodeKind], dtype=object)
@@ -31,8 +35,9 @@ def info_to_table(graph: AttributionGraph, graph_id: str) -> pa.Table:
 
 def with_later_columns(table: pa.Table, name: str) -> pa.Table:
     """A saved table in today's columns: what was added since it was saved has one value throughout."""
-    for place, field in enumerate(tables()[name]):
-        if field.name in LATER_COLUMNS[name] and field.name not in table.column_names:
+    lacking = LATER_COLUMNS[name].keys() - set(table.column_names)
+    for place, field in enumerate(tables()[name]) if lacking else ():
+        if field.name in lacking:
             values = pa.array([LATER_COLUMNS[name][field.name]] * len(table), field.type)
             table = table.add_column(place, field, values)
     return table
@@ -41,8 +46,18 @@ def with_later_columns(table: pa.Table, name: str) -> pa.Table:
 def info_from_row(row: dict[str, Any]) -> GraphInfo:
     """What the row of table `graphs` says about the graph."""
     values: dict[str, Any] = {field.name: row[field.name] for field in fields(GraphInfo)}
-    values |= {name: tuple(row[name]) for name in ("tokens", "token_ids", "words", "tags")}
+    values |= {name: tuple(row[name]) for name in _TUPLES}
     return GraphInfo(**values)
+
+
+def infos_from_table(table: pa.Table) -> list[GraphInfo]:
+    """What every row of table `graphs` says; column by column, which is quicker for many."""
+    names = [field.name for field in fields(GraphInfo)]
+    columns = [table[name].to_pylist() for name in names]
+    for place, name in enumerate(names):
+        if name in _TUPLES:
+            columns[place] = [tuple(values) for values in columns[place]]
+    return [GraphInfo(*values) for values in zip(*columns, strict=True)]
 
 
 def nodes_to_table(graph: AttributionGraph, graph_id: str) -> pa.Table:
@@ -54,12 +69,14 @@ def nodes_to_table(graph: AttributionGraph, graph_id: str) -> pa.Table:
     }
     for name in NODE_COLUMNS:
         columns[name] = _to_arrow(name, getattr(graph, name), schema.field(name).type)
+    reached = reach(graph)
+    columns |= {"reached_from": reached.reached_from, "reaches_answer": pa.array(reached.reaches_answer)}
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def edges_to_table(graph: AttributionGraph, graph_id: str) -> pa.Table:
     """The graph's rows of table `edges`; the metadata remembers the precision of the weights."""
-    schema = tables()["edges"].with_metadata({_WEIGHT_TYPE: graph.weight.dtype.name})
+    schema = tables()["edges"].with_metadata({WEIGHT_TYPE: graph.weight.dtype.name})
     arrays = [pa.array(graph.source), pa.array(graph.target), pa.array(graph.weight.astype(np.float64, copy=False))]
     return pa.table([pa.repeat(graph_id, graph.n_edges), *arrays], schema=schema)
 
@@ -68,7 +85,7 @@ def graph_from_tables(info: GraphInfo, nodes: pa.Table, edges: pa.Table) -> Attr
     """The graph with this information, these nodes and these edges."""
     columns = {name: _from_arrow(name, nodes[name]) for name in NODE_COLUMNS}
     columns |= {name: _from_arrow(name, edges[name]) for name in EDGE_COLUMNS}
-    precision = (edges.schema.metadata or {}).get(_WEIGHT_TYPE, b"float64").decode()
+    precision = (edges.schema.metadata or {}).get(WEIGHT_TYPE, b"float64").decode()
     columns["weight"] = columns["weight"].astype(precision, copy=False)
     return AttributionGraph(info=info, **columns)
 

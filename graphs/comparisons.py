@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from graphs.database import Content
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, new_nonce, write_atomically
 from graphs.graph import NodeKind
@@ -101,7 +102,7 @@ def edge_table(about: Comparison, merged: Merged) -> pa.Table:
     return _table("comparison_edges", columns, n_edges)
 
 
-def comparison_contents(folder: Path) -> dict[str, Any]:
+def comparison_contents(folder: Path) -> dict[str, Content]:
     """What is in the tables of comparisons; damaged ones are left out."""
     heads, nodes, edges = [tables()["comparisons"].empty_table()], [], []
     for path in sorted((folder / "comparisons").glob("[!.]*.parquet")):
@@ -120,7 +121,9 @@ def comparison_contents(folder: Path) -> dict[str, Any]:
             continue
         nodes.append((data[0], path.stem))
         edges.append((data[1], path.stem))
-    return {"comparisons": pa.concat_tables(heads), "comparison_nodes": nodes, "comparison_edges": edges}
+    rows = pa.concat_tables(heads)
+    parts = {"comparison_nodes": Content(files=nodes), "comparison_edges": Content(files=edges)}
+    return {"comparisons": Content(rows)} | parts
 
 
 def _table(name: str, columns: dict[str, Any], n_rows: int) -> pa.Table:

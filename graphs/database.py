@@ -1,12 +1,16 @@
 """SQL over graphs: a fresh in-memory DuckDB per question that can read the tables and nothing else.
 
-The tables reach DuckDB as Arrow datasets over an explicit list of files, never as paths: in DuckDB 2.0 a path that may
-be read may also be written (`WITH x AS (COPY … TO 'path') SELECT 1` counts as a SELECT). So file access is off.
+In DuckDB 2.0 a path that may be read may also be written (`WITH x AS (COPY … TO 'path') SELECT 1` counts as a SELECT).
+So access to files is off. Graphs in folders of their own reach DuckDB as Arrow datasets over an explicit list of
+files, and packs through a file system of ours that cannot write.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -15,13 +19,11 @@ import pyarrow.dataset as ds
 from pyarrow.fs import LocalFileSystem
 
 from graphs.errors import GraphError
-from graphs.schema import description, macro_description, macros, tables
-
-MEMORY_LIMIT = "4GB"
+from graphs.filesystem import PROTOCOL, ReadOnlyFiles
+from graphs.schema import description, is_table_macro, macro_description, macros, tables, view_columns, views
 
 # python_enable_replacements: a table name must never mean a variable of this process
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "memory_limit": MEMORY_LIMIT,
     "temp_directory": "",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -30,21 +32,74 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
 }
 
 
-Content = pa.Table | Sequence[tuple[Path, str]]
-"""Rows, or files, each with the one value of the table's first column in it: a condition on it opens no other file."""
+@dataclass(frozen=True)
+class Limits:
+    """What DuckDB may take and give."""
+
+    memory: str = "4GB"
+    threads: int | None = None
+    """As many as there are processors, if nobody says."""
+    max_rows: int | None = None
+    """The first rows of the answer, instead of all."""
 
 
-def query(contents: Mapping[str, Content], sql: str, parameters: Mapping[str, object]) -> pa.Table:
+UNLIMITED = Limits()
+
+
+@dataclass(frozen=True)
+class Content:
+    """Where the rows of a table are: in memory, in files of one graph each, and in packs."""
+
+    rows: pa.Table | None = None
+    files: Sequence[tuple[Path, str]] = ()
+    """Each with the one value of the table's first column in it: a condition on it opens no other file."""
+    packs: Sequence[Path] = ()
+    hidden: Collection[str] = ()
+    """Graphs whose rows in packs do not count."""
+    absent: Collection[str] = ()
+    """Columns that no pack has: all were written before there were any."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file that is read."""
+        return [*(path for path, _ in self.files), *self.packs]
+
+
+NOTHING = Content()
+
+
+def query(
+    contents: Mapping[str, Content], sql: str, parameters: Mapping[str, object], limits: Limits = UNLIMITED
+) -> pa.Table:
     """The answer to one SELECT over the tables with these contents; the others are empty.
 
     Raises `GraphError` with DuckDB's message.
     """
-    with _told_in_one_line(), duckdb.connect(":memory:", config=_CONFIG) as connection:
+    return _answer(partial(_create_tables, contents=contents), _packed_files(contents), sql, parameters, limits)
+
+
+def query_table(name: str, rows: pa.Table, sql: str, parameters: Mapping[str, object]) -> pa.Table:
+    """The answer to one SELECT over a table that is none of a store's, which may do as little. Raises `GraphError`."""
+    return _answer(lambda connection: connection.from_arrow(rows).create_view(name), (), sql, parameters, UNLIMITED)
+
+
+def _answer(
+    create_tables: Callable[[duckdb.DuckDBPyConnection], object],
+    paths: Iterable[str],
+    sql: str,
+    parameters: Mapping[str, object],
+    limits: Limits,
+) -> pa.Table:
+    config = _CONFIG | {"memory_limit": limits.memory}
+    if limits.threads is not None:
+        config["threads"] = limits.threads
+    with _told_in_one_line(), duckdb.connect(":memory:", config=config) as connection:
         for text in (sql, *parameters.values()):
             if isinstance(text, str):
                 text.encode()  # DuckDB takes text with lone surrogates for no text at all
         statement = _checked(connection, sql)
-        _create_tables(connection, contents)
+        create_tables(connection)
+        connection.execute("SET allowed_paths = $paths", {"paths": [*paths]})
         for lock in (
             "SET TimeZone = 'UTC'",
             "SET enable_external_access = false",
@@ -52,7 +107,38 @@ def query(contents: Mapping[str, Content], sql: str, parameters: Mapping[str, ob
             "BEGIN TRANSACTION READ ONLY",
         ):
             connection.execute(lock)
-        return connection.sql(statement, params=dict(parameters)).to_arrow_table()
+
+        def ask() -> pa.Table:
+            answer = connection.sql(statement, params=dict(parameters))
+            return answer.to_arrow_table() if limits.max_rows is None else _first_rows(answer, limits.max_rows)
+
+        return _interruptibly(connection, ask)
+
+
+def _interruptibly(connection: duckdb.DuckDBPyConnection, ask: Callable[[], pa.Table]) -> pa.Table:
+    """Ask in another thread: a thread that is in a long step of DuckDB's own hears of no Ctrl-C."""
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(ask)
+        try:
+            return asked.result()
+        except KeyboardInterrupt:
+            while not asked.done():
+                connection.interrupt()
+                wait([asked], timeout=0.1)
+            raise
+
+
+def _first_rows(answer: duckdb.DuckDBPyRelation, count: int) -> pa.Table:
+    """Batch by batch, so that no more is computed than is wanted."""
+    with answer.to_arrow_reader(count) as reader:
+        batches, found = [], 0
+        while found < count:
+            try:
+                batches.append(reader.read_next_batch())
+            except StopIteration:
+                break
+            found += len(batches[-1])
+        return pa.Table.from_batches(batches, reader.schema).slice(0, count)
 
 
 def _checked(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
@@ -78,34 +164,72 @@ def _checked(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statemen
     return statement
 
 
+def _packed_files(contents: Mapping[str, Content]) -> dict[str, Path]:
+    """Files of packs by the names under which DuckDB reads them."""
+    return {
+        f"{PROTOCOL}://{name}-{number}.parquet": path
+        for name, content in contents.items()
+        for number, path in enumerate(content.packs)
+    }
+
+
 def _create_tables(connection: duckdb.DuckDBPyConnection, contents: Mapping[str, Content]) -> None:
+    files = _packed_files(contents)
+    if files:
+        names = {name.removeprefix(f"{PROTOCOL}://"): path for name, path in files.items()}
+        connection.register_filesystem(ReadOnlyFiles(names))
     for name, schema in tables().items():
-        connection.register(name, _readable(schema, contents.get(name, ())))
-        connection.execute(f"COMMENT ON VIEW {name} IS {_literal(description(schema))}")
-        for field in schema:
-            connection.execute(f"COMMENT ON COLUMN {name}.{field.name} IS {_literal(description(field))}")
+        content = contents.get(name, NOTHING)
+        packs = [packed for packed in files if packed.startswith(f"{PROTOCOL}://{name}-")]
+        relation = _packed_rows(connection, schema, packs, content) if packs else None
+        if relation is None or content.rows is not None or content.files:
+            others = connection.from_arrow(_readable(schema, content))
+            relation = others.union(relation) if relation is not None else others
+        relation.create_view(name)
+        _comment_on_view(connection, name, description(schema), schema)
+    for name, sql in views().items():
+        connection.execute(sql)
+        _comment_on_view(connection, name, macro_description(sql), view_columns(name))
     for name, sql in macros().items():
         connection.execute(sql)
-        connection.execute(f"COMMENT ON MACRO TABLE {name} IS {_literal(macro_description(sql))}")
+        kind = "MACRO TABLE" if is_table_macro(sql) else "MACRO"
+        connection.execute(f"COMMENT ON {kind} {name} IS {_literal(macro_description(sql))}")
+
+
+def _comment_on_view(connection: duckdb.DuckDBPyConnection, name: str, text: str, columns: Iterable[pa.Field]) -> None:
+    connection.execute(f"COMMENT ON VIEW {name} IS {_literal(text)}")
+    for column in columns:
+        connection.execute(f"COMMENT ON COLUMN {name}.{column.name} IS {_literal(description(column))}")
+
+
+def _packed_rows(
+    connection: duckdb.DuckDBPyConnection, schema: pa.Schema, packs: list[str], content: Content
+) -> duckdb.DuckDBPyRelation:
+    listed = ", ".join(map(_literal, packs))
+    columns = ", ".join(f"NULL AS {name}" if name in content.absent else name for name in schema.names)
+    sql = f"SELECT {columns} FROM read_parquet([{listed}], union_by_name = true)"
+    if content.hidden:
+        sql += f" WHERE {schema.names[0]} NOT IN ({', '.join(map(_literal, sorted(content.hidden)))})"
+    return connection.sql(sql)
 
 
 def _readable(schema: pa.Schema, content: Content) -> ds.Dataset | pa.Table:
-    if isinstance(content, pa.Table):
-        return content
-    if not content:
+    if content.rows is not None:
+        return content.rows
+    if not content.files:
         return schema.empty_table()
     first = ds.field(schema.names[0])
     return ds.FileSystemDataset.from_paths(
-        [str(path) for path, _ in content],
+        [str(path) for path, _ in content.files],
         schema=schema.remove_metadata(),
         format=ds.ParquetFileFormat(),
         filesystem=LocalFileSystem(),
-        partitions=[first == value for _, value in content],
+        partitions=[first == value for _, value in content.files],
     )
 
 
 def _literal(text: str) -> str:
-    """Our own descriptions as SQL text; COMMENT takes no parameters."""
+    """A text of ours as SQL text, where no parameters are taken."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -115,6 +239,10 @@ def _told_in_one_line() -> Iterator[None]:
         yield
     except GraphError:
         raise
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from error  # DuckDB has taken the signal
     except (duckdb.Error, pa.ArrowException, OSError, UnicodeError) as error:
         lines = (line.strip() for line in str(error).splitlines())
         raise GraphError(" ".join(line for line in lines if line.strip("^"))) from error

@@ -5,10 +5,12 @@ nodes-<nonce>.parquet  the nonce is in the metadata of graph.parquet, so a repla
 edges-<nonce>.parquet
 """
 
+import os
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +36,8 @@ DAMAGE = (GraphError, pa.ArrowException, OSError)
 """What reading a folder with broken, missing or foreign files may raise."""
 
 _NONCE = b"nonce"
+_TAILS = b"tails"
+_TAIL = 1 << 14  # bytes that hold the footer of a file of one graph
 _ATTEMPTS = 50  # of a reader whose graph is replaced under its hands
 _Result = TypeVar("_Result")
 
@@ -43,9 +47,21 @@ class Head:
     """The graph's row of table `graphs`, and the files that belong to it."""
 
     table: pa.Table
-    row: dict[str, Any]
+    version: str
+    """No other save has it."""
     nodes: Path
     edges: Path
+    tails: str
+    """Sizes and checksums of the ends of nodes and edges as they were written; "" if they were not noted yet."""
+
+    @cached_property
+    def row(self) -> dict[str, Any]:
+        [row] = self.table.to_pylist()
+        return row
+
+    @property
+    def graph_id(self) -> str:
+        return self.table["graph_id"][0].as_py()
 
 
 Stamp = tuple[int, int, int]
@@ -63,12 +79,13 @@ class Checked:
 def write_graph(folder: Path, graph: AttributionGraph, graph_id: str) -> None:
     """Put the graph into the folder in place of an older version; only one process may do so at a time."""
     nonce = new_nonce()
-    head = info_to_table(graph, graph_id).replace_schema_metadata({_NONCE: nonce})
-    tables_of_graph = (nodes_to_table(graph, graph_id), edges_to_table(graph, graph_id), head)
+    head = info_to_table(graph, graph_id)
     paths = (*_data_files(folder, nonce), temporary_path(folder / HEAD, nonce))
     try:
-        for path, table in zip(paths, tables_of_graph, strict=True):
+        for path, table in zip(paths, (nodes_to_table(graph, graph_id), edges_to_table(graph, graph_id)), strict=False):
             write_durably(path, partial(_write, table))
+        head = head.replace_schema_metadata({_NONCE: nonce, _TAILS: _tails(*paths[:2])})
+        write_durably(paths[-1], partial(_write, head))
         sync_folder(folder)
         paths[-1].replace(folder / HEAD)
     except BaseException:
@@ -79,8 +96,8 @@ def write_graph(folder: Path, graph: AttributionGraph, graph_id: str) -> None:
     # the version that was replaced, and what killed saves left behind; a query may need them until the next save
     with unread(folder.parent) as free:
         if free:
-            data = {path for path in folder.iterdir() if path.match("nodes-*.parquet") or path.match("edges-*.parquet")}
-            _remove(folder, {path for path in folder.iterdir() if is_temporary(path)} | data - set(paths))
+            left = {path for path in folder.iterdir() if is_temporary(path) or _is_data(path)}
+            _remove(folder, left - set(paths))
 
 
 def read_graph(folder: Path) -> AttributionGraph:
@@ -90,18 +107,37 @@ def read_graph(folder: Path) -> AttributionGraph:
 
 def check_graph(folder: Path) -> Checked:
     """The graph's head, if the footers of all three files are readable. Raises one of `DAMAGE`."""
-    commit = _stamp(folder / HEAD)  # before reading, so that a later version does not pass for this one
-    return steadily(
-        folder, lambda head: Checked(_check_footers(head), (commit, *map(_stamp, (head.nodes, head.edges))))
-    )
+    commit = stamp(folder / HEAD)  # before reading, so that a later version does not pass for this one
+    return steadily(folder, lambda head: Checked(_check_footers(head), (commit, *map(stamp, (head.nodes, head.edges)))))
 
 
 def is_unchanged(folder: Path, checked: Checked) -> bool:
     """Whether the folder's files are still those that were checked."""
     head = checked.head
     with suppress(FileNotFoundError):
-        return tuple(map(_stamp, (folder / HEAD, head.nodes, head.edges))) == checked.stamps
+        return tuple(map(stamp, (folder / HEAD, head.nodes, head.edges))) == checked.stamps
     return False
+
+
+def read_saved(folder: Path) -> tuple[Head, Stamp, pa.Table, pa.Table]:
+    """The graph's head and the stamp of its file, its nodes and its edges. Raises one of `DAMAGE`."""
+    commit = stamp(folder / HEAD)
+    return steadily(folder, lambda head: (_check_footers(head), commit, _read(head.nodes), _read(head.edges)))
+
+
+def read_version(folder: Path) -> str:
+    """Which save is in the folder. Raises one of `DAMAGE`."""
+    return _read_head(folder).version
+
+
+def remove_saved(folder: Path, saved: Stamp | None) -> None:
+    """Take the graph out of its folder if it is still this one, or what is left where none is; needs the folder's lock.
+
+    What others put beside it stays.
+    """
+    if head_stamp(folder) == saved:
+        (folder / HEAD).unlink(missing_ok=True)  # first, so that what is left is no graph
+        _remove(folder, {path for path in folder.iterdir() if is_temporary(path) or _is_data(path)})
 
 
 def steadily(folder: Path, read: Callable[[Head], _Result]) -> _Result:
@@ -117,13 +153,25 @@ def steadily(folder: Path, read: Callable[[Head], _Result]) -> _Result:
     raise GraphError("it is replaced faster than it can be read")
 
 
-def _stamp(path: Path) -> Stamp:
+def stamp(path: Path) -> Stamp:
+    """Which version of the file this is."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def head_stamp(folder: Path) -> Stamp | None:
+    """Which save is in the folder; None if none is."""
+    with suppress(FileNotFoundError):
+        return stamp(folder / HEAD)
+    return None
+
+
 def _data_files(folder: Path, nonce: str) -> tuple[Path, Path]:
     return folder / f"nodes-{nonce}.parquet", folder / f"edges-{nonce}.parquet"
+
+
+def _is_data(path: Path) -> bool:
+    return path.match("nodes-*.parquet") or path.match("edges-*.parquet")
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -157,12 +205,12 @@ def _read_head(folder: Path) -> Head:
     nonce = metadata.get(_NONCE, b"").decode("ascii", "replace")
     if not (nonce.isalnum() and table.num_rows == 1):
         raise GraphError(f"{HEAD} has {table.num_rows} rows and nonce {nonce!r}")
-    _check_columns(table.schema, "graphs", HEAD)
+    check_columns(table.schema, "graphs", HEAD)
     table = with_later_columns(table, "graphs")
-    [row] = table.to_pylist()
-    if row["graph_id"] != folder.name:
-        raise GraphError(f"{HEAD} holds graph {row['graph_id']}")
-    return Head(table, row, *_data_files(folder, nonce))
+    head = Head(table, nonce, *_data_files(folder, nonce), tails=metadata.get(_TAILS, b"").decode("ascii", "replace"))
+    if head.graph_id != folder.name:
+        raise GraphError(f"{HEAD} holds graph {head.graph_id}")
+    return head
 
 
 def _read_data(head: Head) -> AttributionGraph:
@@ -175,16 +223,30 @@ def _read(path: Path) -> pa.Table:
         return file.read()
 
 
+def _tails(*paths: Path) -> str:
+    """Sizes of the files and checksums of their ends."""
+    found = []
+    for path in paths:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - _TAIL, 0))
+            found.append(f"{size}:{zlib.crc32(file.read())}")
+    return " ".join(found)
+
+
 def _check_footers(head: Head) -> Head:
+    if head.tails and _tails(head.nodes, head.edges) == head.tails:
+        return head  # as they were written, which is much quicker to see than what is in them
     for path, name in ((head.nodes, "nodes"), (head.edges, "edges")):
         footer = pq.read_metadata(path)
-        _check_columns(footer.schema.to_arrow_schema(), name, path.name)
+        check_columns(footer.schema.to_arrow_schema(), name, path.name)
         if footer.num_rows != head.row[f"n_{name}"]:
             raise GraphError(f"{path.name} has {footer.num_rows} rows, not {head.row[f'n_{name}']}")
     return head
 
 
-def _check_columns(schema: pa.Schema, table: str, name: str) -> None:
+def check_columns(schema: pa.Schema, table: str, name: str) -> None:
+    """Raise `GraphError` unless these are the columns of the table, today's or those of an older version."""
     lacking = LATER_COLUMNS.get(table, {}).keys() - set(schema.names)
     expected = pa.schema([field for field in tables()[table] if field.name not in lacking])
     if not schema.equals(expected, check_metadata=False):

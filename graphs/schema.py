@@ -4,14 +4,16 @@ The same description is in the Parquet files, in SQL (`COMMENT`) and in the docu
 """
 
 import re
+from collections.abc import Iterable
 from importlib.resources import files
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: every graph in a folder of its own. 2: also many in one file, as `trace compact` makes them."""
 LATER_COLUMNS: dict[str, dict[str, float | tuple | None]] = {
     "graphs": {"row_share": 1.0, "tags": ()},
-    "nodes": {"remainder": None},
+    "nodes": {"remainder": None, "reached_from": None, "reaches_answer": None},
 }
 """Per table the columns that graphs saved before there were any lack, and what is read in their place."""
 
@@ -129,6 +131,17 @@ _NODES = _table(
         "probability",
     ),
     _column("label", pa.string(), "What the node is about, in words; NULL if nobody said."),
+    _column(
+        "reached_from",
+        pa.list_(pa.int32()),
+        "Positions of the tokens from which a path leads to the node, not through errors; NULL if saved by version 1.",
+        "tokens",
+    ),
+    _column(
+        "reaches_answer",
+        pa.bool_(),
+        "Whether a path leads to the logit of most weight, not through errors; NULL if saved by version 1.",
+    ),
 )
 
 _EDGES = _table(
@@ -271,41 +284,94 @@ def description(described: pa.Schema | pa.Field) -> str:
     return f"{text} [{unit}]" if unit else text
 
 
+def views() -> dict[str, str]:
+    """The SQL of every view by name; its columns are those of table `nodes`."""
+    return {name: sql for name, sql in _statements().items() if f"CREATE VIEW {name}" in sql}
+
+
 def macros() -> dict[str, str]:
-    """The SQL of every table macro by name, in the order to create them; the leading comment says what it is for."""
-    folder = files("graphs") / "sql"
-    found = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
-    return {file.name.removesuffix(".sql"): file.read_text("utf-8") for file in found}
+    """The SQL of every macro by name, in an order to create them; the leading comment says what it is for."""
+    found = {name: sql for name, sql in _statements().items() if f"CREATE MACRO {name}" in sql}
+
+    def depth(name: str) -> int:
+        used = [other for other in found if other != name and re.search(rf"\b{other}\(", _code(found[name]))]
+        return 1 + max(map(depth, used), default=0)
+
+    return {name: found[name] for name in sorted(found, key=lambda name: (depth(name), name))}
+
+
+def is_table_macro(sql: str) -> bool:
+    """Whether the macro gives rows; others give a value."""
+    return " AS TABLE\n" in sql
 
 
 def macro_description(sql: str) -> str:
-    """The comment at the head of a macro's file, as one line."""
-    comment = re.match(r"(?:--[^\n]*\n)+", sql)
-    assert comment, "every file in graphs/sql starts with a comment"
-    return " ".join(line.removeprefix("--").strip() for line in comment.group().splitlines())
+    """The comment at the head of a file of SQL, as one line, without the example."""
+    return " ".join(line for line in _comment(sql) if not line.startswith("Example: "))
+
+
+def macro_example(sql: str) -> str:
+    """A query that shows the macro or view in use; `$graph` and the like stand for ids and numbers of nodes."""
+    [example] = [line for line in _comment(sql) if line.startswith("Example: ")]
+    return example.removeprefix("Example: ")
 
 
 def macro_signature(name: str, sql: str) -> str:
-    """The macro's name and parameters, as `in_edges(graph, node)`."""
+    """The macro's name and parameters, as `inputs_of(graph, of_node)`."""
     parameters = re.search(rf"CREATE MACRO {name}\(([^)]*)\)", sql)
     assert parameters, f"graphs/sql/{name}.sql creates a macro {name}"
     return f"{name}({parameters.group(1)})"
 
 
+def view_columns(name: str) -> list[pa.Field]:
+    """The columns of a view."""
+    selected = re.search(r"\nSELECT ([^;]*)\nFROM nodes\n", views()[name])
+    assert selected, f"graphs/sql/{name}.sql selects columns of nodes"
+    return [_NODES.field(column.strip()) for column in selected.group(1).split(",")]
+
+
 def schema_markdown() -> str:
-    """The tables and macros as a page of documentation."""
-    lines = [f"Schema version {SCHEMA_VERSION}.", ""]
+    """The store, its tables, views and macros as a page of documentation."""
+    store = (files("graphs") / "store.md").read_text("utf-8")
+    lines = [f"Schema version {SCHEMA_VERSION}.", "", store]
     for name, schema in tables().items():
-        lines += [f"## {name}", "", description(schema), "", "| column | type | unit | meaning |", "|---|---|---|---|"]
-        for field in schema:
-            unit = field.metadata[b"unit"].decode()
-            text = field.metadata[b"description"].decode().replace("|", "\\|")
-            lines.append(f"| `{field.name}` | `{_type_text(field.type)}` | {unit} | {text} |")
-        lines.append("")
+        lines += [f"## {name}", "", description(schema), "", *_columns_markdown(schema)]
+    for name, sql in views().items():
+        lines += [f"## {name}", "", macro_description(sql), *_example_markdown(sql)]
+        lines += _columns_markdown(view_columns(name))
     lines += ["## Macros", ""]
-    for name, sql in macros().items():
-        lines += [f"### `{macro_signature(name, sql)}`", "", macro_description(sql), ""]
+    for name, sql in sorted(macros().items()):
+        lines += [f"### `{macro_signature(name, sql)}`", "", macro_description(sql), *_example_markdown(sql)]
     return "\n".join(lines)
+
+
+def _columns_markdown(columns: Iterable[pa.Field]) -> list[str]:
+    lines = ["| column | type | unit | meaning |", "|---|---|---|---|"]
+    for field in columns:
+        unit = field.metadata[b"unit"].decode()
+        text = field.metadata[b"description"].decode().replace("|", "\\|")
+        lines.append(f"| `{field.name}` | `{_type_text(field.type)}` | {unit} | {text} |")
+    return [*lines, ""]
+
+
+def _example_markdown(sql: str) -> list[str]:
+    return ["", "```sql", macro_example(sql), "```", ""]
+
+
+def _statements() -> dict[str, str]:
+    folder = files("graphs") / "sql"
+    found = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+    return {file.name.removesuffix(".sql"): file.read_text("utf-8") for file in found}
+
+
+def _comment(sql: str) -> list[str]:
+    comment = re.match(r"(?:--[^\n]*\n)+", sql)
+    assert comment, "every file in graphs/sql starts with a comment"
+    return [line.removeprefix("--").strip() for line in comment.group().splitlines()]
+
+
+def _code(sql: str) -> str:
+    return re.sub(r"--[^\n]*", "", sql)
 
 
 def _type_text(kind: pa.DataType) -> str:

@@ -1,48 +1,48 @@
 """A folder of graphs as Parquet files. A save is atomic: a reader sees a graph whole or not at all.
 
-store.json             the version of the format
-graphs/<graph_id>/     one graph, see `graphs.folder`
-annotations/<graph_id>.json  what people added to it, see `graphs.annotations`
-comparisons/           several graphs as one, see `graphs.comparisons`
-features/<name>.parquet  what is known about the features of one transcoder
+store.json                   the version of the format
+graphs/<graph_id>/           one graph as it was saved, see `graphs.folder`; what checks added, see `graphs.additions`
+packs/                       many graphs in few files, see `graphs.packs`; a graph's folder comes before its pack
+annotations/<graph_id>.json  what people added to the graph, wherever it is, see `graphs.annotations`
+comparisons/                 several graphs as one, see `graphs.comparisons`
+features/<name>.parquet      what is known about the features of one transcoder
+queries/<name>.sql           SQL that was saved by name
 """
 
 import builtins
 import difflib
-import hashlib
-import json
-import os
-import re
 import shutil
-import unicodedata
-from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from graphs import database
+from graphs.additions import ADDITIONS, added_files, fitted, write_rows
 from graphs.annotations import NOTHING, Annotations, read_annotations, supernode_table, write_annotations
-from graphs.columns import info_from_row
+from graphs.columns import info_from_row, infos_from_table
+from graphs.compact import Compacted, compact_folder, mark_deleted
 from graphs.comparisons import Comparison, comparison_contents, save_comparison
+from graphs.database import UNLIMITED, Content, Limits
+from graphs.description import check_folder, create_folder
 from graphs.errors import GraphError
-from graphs.files import file_errors_as_graph_errors, is_temporary, locked_folder, reading, write_atomically
-from graphs.folder import DAMAGE, HEAD, Checked, Head, check_graph, is_unchanged, read_graph, write_graph
+from graphs.files import file_errors_as_graph_errors, locked_folder, reading, write_atomically
+from graphs.folder import DAMAGE, HEAD, Checked, Head, check_graph, head_stamp, is_unchanged, read_graph, write_graph
 from graphs.graph import AttributionGraph, GraphInfo
 from graphs.merge import Merged
-from graphs.schema import SCHEMA_VERSION, tables
+from graphs.names import check_graph_id, digest, graph_id_of, is_graph_id, one_line, shown, slug, some
+from graphs.packs import DELETED, PACKS, Pack, deleted_versions, hidden_graphs, read_packed, read_packs, without
+from graphs.queries import query_names, read_query, write_query
+from graphs.schema import tables
 
-FORMAT = "clt-tracer store"
-
-_DESCRIPTION = "store.json"
 _TRANSCODER = b"transcoder"
-_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-_SLUG_LENGTH = 40
-_ATTEMPTS = 50  # of a query whose graphs are deleted under its hands
+_READERS = 4  # threads; most of the time goes into opening files
+_ATTEMPTS = 50  # of a reader whose graphs are moved or deleted under its hands
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,22 @@ class DamagedGraph:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """The packs at one moment, and the graphs of them that do not count: deleted, or in a folder of their own."""
+
+    packs: list[Pack]
+    hidden: set[str]
+
+
 class GraphStore:
     """A folder of graphs; a folder that does not exist yet is created by the first save."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self._checked: dict[str, Checked] = {}
-        _check_folder(self.folder)
+        self._packs: dict[str, Pack] = {}
+        check_folder(self.folder)
 
     def save(self, graph: AttributionGraph, annotations: Annotations | None = None) -> str:
         """Put the graph into the store and return its id; the same question asked again replaces its graph.
@@ -78,7 +87,7 @@ class GraphStore:
         """
         graph_id = graph_id_of(graph.info)
         with file_errors_as_graph_errors(f"save graph {graph_id} to {self.folder}"):
-            _create(self.folder)
+            create_folder(self.folder)
             with locked_folder(self._path(graph_id)):
                 if annotations is not None:
                     write_annotations(self.folder, graph_id, annotations)  # first, so that no graph lacks them
@@ -87,71 +96,110 @@ class GraphStore:
 
     def annotations(self, graph_id: str) -> Annotations:
         """What people added to the graph."""
-        self._existing(graph_id)
+        self._require(graph_id)
         return read_annotations(self.folder, graph_id)
 
     def annotate(self, graph_id: str, annotations: Annotations) -> None:
         """Replace what people added to the graph."""
-        with locked_folder(self._existing(graph_id)):
+        with file_errors_as_graph_errors(f"annotate graph {graph_id} in {self.folder}"), self._kept(graph_id):
             write_annotations(self.folder, graph_id, annotations)
 
     def load(self, graph_id: str) -> AttributionGraph:
         """The graph that was saved under this id. Raises `GraphError` if there is none or its files are damaged."""
-        folder = self._existing(graph_id)
-        try:
-            return read_graph(folder)
-        except DAMAGE as error:
-            raise GraphError(
-                f"graph {graph_id} is damaged: {_one_line(error)}; trace it again or delete it."
-            ) from error
+        folder = self._path(graph_id)
+        for _ in range(_ATTEMPTS):
+            saved = head_stamp(folder)
+            # it may be in a pack, but only if it is not in its folder
+            pack = self._in_pack(graph_id) if saved is None else None
+            if saved is None and pack is None:
+                raise self._unknown(graph_id)
+            try:
+                return read_graph(folder) if pack is None else read_packed(pack, graph_id)
+            except DAMAGE as error:
+                # it is no damage if it was replaced, moved or deleted meanwhile
+                now = self._in_pack(graph_id) if pack is not None else None
+                if head_stamp(folder) == saved and (pack is None or (now is not None and now.name == pack.name)):
+                    raise GraphError(
+                        f"graph {graph_id} is damaged: {one_line(error)}; trace it again or delete it."
+                    ) from error
+        raise GraphError(f"graph {graph_id} is moved faster than it can be read; ask again later.")
 
     def find(self, graph_id: str) -> StoredGraph | None:
         """What a list shows of this graph; None if it is not there or damaged."""
-        folder = self._path(graph_id)
+        folder, row = self._path(graph_id), None
         with suppress(*DAMAGE):
             row = self._head(folder).row
-            return StoredGraph(graph_id, info_from_row(row), row["n_nodes"], row["n_edges"])
-        return None
+        if row is None and not (folder / HEAD).exists():  # it may be in a pack, but only if it is not here
+            pack = self._in_pack(graph_id)
+            row = pack.row(graph_id) if pack is not None and not pack.problem else None
+        return None if row is None else StoredGraph(graph_id, info_from_row(row), row["n_nodes"], row["n_edges"])
 
     def list(self) -> "builtins.list[StoredGraph]":
         """All graphs that are whole, newest first."""
-        found = []
-        for folder in self._folders():
-            with suppress(*DAMAGE):
-                row = self._head(folder).row
-                found.append(StoredGraph(folder.name, info_from_row(row), row["n_nodes"], row["n_edges"]))
-        return sorted(found, key=lambda stored: (stored.info.created_at, stored.graph_id), reverse=True)
+        table = self.table().sort_by([("created_at", "descending"), ("graph_id", "descending")])
+        columns = [table[name].to_pylist() for name in ("graph_id", "n_nodes", "n_edges")]
+        return [
+            StoredGraph(graph_id, info, n_nodes, n_edges)
+            for graph_id, n_nodes, n_edges, info in zip(*columns, infos_from_table(table), strict=True)
+        ]
+
+    def table(self) -> pa.Table:
+        """Table `graphs`: one row per graph that is whole."""
+        heads, damaged = self._in_folders()
+        return _graphs_table(heads, self._packed(heads, damaged))
 
     def damaged(self) -> "builtins.list[DamagedGraph]":
         """The graphs that lists and queries leave out, and why."""
-        found = []
-        for folder in self._folders():
-            try:
-                self._head(folder)
-            except DAMAGE as error:
-                if (folder / HEAD).exists():  # or else it was deleted just now
-                    found.append(DamagedGraph(folder.name, _one_line(error)))
+        heads, found = self._in_folders()
+        packed = self._packed(heads, found)
+        for pack in packed.packs:
+            if pack.problem:
+                ids = without(pack.index, packed.hidden)["graph_id"].to_pylist()
+                found += [DamagedGraph(graph_id, pack.problem) for graph_id in ids or [f"{PACKS}/{pack.name}"]]
         return found
+
+    def ids(self) -> "builtins.list[str]":
+        """The ids of all graphs, damaged or not."""
+        folders = {folder.name for folder in self._folders()}
+        packed = self._packed_now()
+        ids = (graph_id for pack in packed.packs for graph_id in pack.places if graph_id not in packed.hidden)
+        return sorted(folders.union(ids))
 
     def resolve(self, text: str) -> str:
         """The id that the text is, or is the only one to begin with. Raises `GraphError` that names the closest."""
-        known = [folder.name for folder in self._folders()]
+        known = self.ids()
         if text in known:
             return text
         matches = [graph_id for graph_id in known if text and graph_id.startswith(text)]
         if len(matches) > 1:
-            raise GraphError(f"{_shown(text)} could be {_some(matches)}; give more of the id.")
+            raise GraphError(f"{shown(text)} could be {some(matches)}; give more of the id.")
         if not matches:
             raise self._unknown(text)
         return matches[0]
 
     def delete(self, graph_id: str) -> None:
         """Remove the graph and all that belongs to it."""
-        folder = self._existing(graph_id)
-        with file_errors_as_graph_errors(f"delete graph {graph_id} from {self.folder}"), locked_folder(folder):
+        with (
+            file_errors_as_graph_errors(f"delete graph {graph_id} from {self.folder}"),
+            self._kept(graph_id) as folder,
+            locked_folder(folder),  # so that nobody saves the graph meanwhile, and makes the folder if it is packed
+        ):
+            pack = self._in_pack(graph_id)
+            if pack is not None:  # first: without its folder, an older version in a pack would be the graph
+                mark_deleted(self.folder, graph_id, pack.versions[graph_id])
             (folder / HEAD).unlink(missing_ok=True)  # first, so that what is left is no graph
-            shutil.rmtree(folder)
             write_annotations(self.folder, graph_id, NOTHING)
+            shutil.rmtree(folder)
+
+    def compact(self, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Compacted:
+        """Move all graphs into few files that are small and quick to query; damaged ones stay where they are.
+
+        Others may save, delete, read and compact at the same time, and a kill loses nothing. `on_progress` hears how
+        many graphs of how many are written.
+        """
+        with file_errors_as_graph_errors(f"compact {self.folder}"):
+            create_folder(self.folder)
+            return compact_folder(self.folder, on_progress)
 
     def save_features(self, table: pa.Table, transcoder: str) -> None:
         """Put what is known about a transcoder's features into the store, in place of what was known before."""
@@ -159,69 +207,120 @@ class GraphStore:
         try:
             rows = table.select(schema.names).cast(schema)
         except (KeyError, ValueError) as error:  # Arrow's own errors are of these kinds
-            raise GraphError(f"the features do not fit table features: {_one_line(error)}.") from error
+            raise GraphError(f"the features do not fit table features: {one_line(error)}.") from error
         named = sorted({str(name) for name in rows["transcoder"].unique().to_pylist()} - {transcoder})
         if named:
-            raise GraphError(f"features of {_some(named)} were given as those of {transcoder}; save each on its own.")
+            raise GraphError(f"features of {some(named)} were given as those of {transcoder}; save each on its own.")
         rows = rows.replace_schema_metadata({_TRANSCODER: transcoder})
         path = self._features_path(transcoder)
         with file_errors_as_graph_errors(f"save features to {self.folder}"):
-            _create(self.folder)
+            create_folder(self.folder)
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, partial(pq.write_table, rows, compression="zstd"))
 
     def save_comparison(self, about: Comparison, merged: Merged) -> None:
         """Put a comparison of graphs into the store, in place of one of the same name."""
-        _create(self.folder)
+        create_folder(self.folder)
         save_comparison(self.folder, about, merged)
 
     def has_features(self, transcoder: str) -> bool:
         """Whether the store knows the features of this transcoder."""
         return self._features_path(transcoder).is_file()
 
+    def save_rows(self, table: str, graph_id: str, rows: pa.Table) -> None:
+        """Put rows of table interventions or validations to a graph, in place of those it had there."""
+        rows = fitted(table, rows, graph_id)
+        with (
+            file_errors_as_graph_errors(f"save {table} of {graph_id} to {self.folder}"),
+            self._kept(graph_id) as folder,
+            locked_folder(folder),
+        ):
+            write_rows(folder, table, rows)
+
+    def save_query(self, name: str, sql: str) -> None:
+        """Save SQL under a name."""
+        with file_errors_as_graph_errors(f"save query {name} to {self.folder}"):
+            create_folder(self.folder)
+            write_query(self.folder, name, sql)
+
+    def saved_query(self, name: str) -> str:
+        """The SQL that was saved under this name. Raises `GraphError` if there is none."""
+        return read_query(self.folder, name)
+
+    def saved_queries(self) -> "dict[str, str]":
+        """All saved SQL by name."""
+        return {name: read_query(self.folder, name) for name in query_names(self.folder)}
+
     def sql(self, query: str, /, **parameters: object) -> pa.Table:
         """The answer to one SELECT over the store's tables; `$name` in the query stands for a parameter.
 
         Damaged graphs are left out. Raises `GraphError` with DuckDB's message.
         """
+        return self.query(query, parameters)
+
+    def query(self, sql: str, parameters: Mapping[str, object], limits: Limits = UNLIMITED) -> pa.Table:
+        """As `sql`, with limits on what the query takes and gives."""
         parent = self.folder / "graphs"
         with reading(parent) if parent.is_dir() else nullcontext():
             for _ in range(_ATTEMPTS):
                 contents = self._contents()
                 try:
-                    return database.query(contents, query, parameters)
+                    return database.query(contents, sql, parameters, limits)
                 except GraphError:
                     # a version of a graph never changes, but it goes when the graph is deleted
-                    if all(path.exists() for name in ("nodes", "edges") for path, _ in contents[name]):
+                    if all(path.exists() for content in contents.values() for path in content.paths):
                         raise
         raise GraphError(f"graphs in {self.folder} are deleted faster than they can be read; ask again later.")
 
     def _path(self, graph_id: str) -> Path:
-        if not _ID.fullmatch(graph_id):
-            raise GraphError(
-                f"{_shown(graph_id)} is no graph id; an id has up to 64 of a-z, 0-9, '_', '.' and '-', and begins with "
-                "a letter or digit."
-            )
+        check_graph_id(graph_id)
         return self.folder / "graphs" / graph_id
 
-    def _existing(self, graph_id: str) -> Path:
+    def _require(self, graph_id: str) -> Path:
+        """The graph's folder, which is not there if it is packed. Raises `GraphError` if there is no such graph."""
         folder = self._path(graph_id)
-        if not (folder / HEAD).exists():
+        if not (folder / HEAD).exists() and self._in_pack(graph_id) is None:
             raise self._unknown(graph_id)
         return folder
 
+    @contextmanager
+    def _kept(self, graph_id: str) -> Iterator[Path]:
+        """As `_require`, and nobody else deletes the graph meanwhile: what is put beside it is not left without it."""
+        self._require(graph_id)  # or else the lock would make folders where there is no store
+        with locked_folder(self.folder / PACKS / DELETED):
+            yield self._require(graph_id)
+
     def _unknown(self, text: str) -> GraphError:
-        known = [folder.name for folder in self._folders()]
-        close = difflib.get_close_matches(text, known, n=3, cutoff=0.3)
-        hint = f"the closest are {_some(close)}" if close else f"{self.folder} has {len(known)} graphs, list them"
-        return GraphError(f"there is no graph {_shown(text)}; {hint}.")
+        known = self.ids()
+        close = difflib.get_close_matches(text, known, n=3, cutoff=0.3) if len(known) <= 1000 else []
+        hint = f"the closest are {some(close)}" if close else f"{self.folder} has {len(known)} graphs, list them"
+        return GraphError(f"there is no graph {shown(text)}; {hint}.")
 
     def _folders(self) -> Iterator[Path]:
         parent = self.folder / "graphs"
         if parent.is_dir():
             for folder in sorted(parent.iterdir()):
-                if _ID.fullmatch(folder.name) and (folder / HEAD).exists():
+                if is_graph_id(folder.name) and (folder / HEAD).exists():
                     yield folder
+
+    def _in_folders(self) -> "tuple[builtins.list[Head], builtins.list[DamagedGraph]]":
+        """The graphs in folders of their own."""
+        with ThreadPoolExecutor(_READERS) as readers:
+            found = list(readers.map(self._head_or_damage, self._folders()))
+        heads = [head for head in found if isinstance(head, Head)]
+        return heads, [graph for graph in found if isinstance(graph, DamagedGraph)]
+
+    def _head_or_damage(self, folder: Path) -> Head | DamagedGraph | None:
+        for _ in range(_ATTEMPTS):
+            before = head_stamp(folder)
+            try:
+                return self._head(folder)
+            except DAMAGE as error:
+                if before is not None and head_stamp(folder) == before:
+                    return DamagedGraph(folder.name, one_line(error))
+                if head_stamp(folder) is None:  # it was deleted or moved just now
+                    return None
+        return DamagedGraph(folder.name, "it is replaced faster than it can be read")
 
     def _head(self, folder: Path) -> Head:
         """The graph's head, checked once as long as its files stay the same. Raises one of `DAMAGE`."""
@@ -230,97 +329,51 @@ class GraphStore:
             checked = self._checked[folder.name] = check_graph(folder)
         return checked.head
 
-    def _features_path(self, transcoder: str) -> Path:
-        return self.folder / "features" / f"{_slug(transcoder) or 'transcoder'}-{_digest([transcoder])}.parquet"
+    def _packed_now(self) -> _Packed:
+        deleted = deleted_versions(self.folder)  # before the packs, as it says
+        packs = read_packs(self.folder, self._packs)
+        return _Packed(packs, hidden_graphs(packs, deleted))
 
-    def _contents(self) -> dict[str, Any]:
+    def _packed(self, heads: "builtins.list[Head]", damaged: "builtins.list[DamagedGraph]") -> _Packed:
+        """What is in packs beside these graphs in folders, which must be read first: graphs move from there here."""
+        packed = self._packed_now()
+        in_folders = (*(head.graph_id for head in heads), *(graph.graph_id for graph in damaged))
+        replaced = {graph_id for graph_id in in_folders if any(graph_id in pack.places for pack in packed.packs)}
+        return _Packed(packed.packs, packed.hidden | replaced)
+
+    def _in_pack(self, graph_id: str) -> Pack | None:
+        packed = self._packed_now()
+        packs = [pack for pack in packed.packs if graph_id in pack.places and graph_id not in packed.hidden]
+        return packs[0] if packs else None
+
+    def _features_path(self, transcoder: str) -> Path:
+        return self.folder / "features" / f"{slug(transcoder) or 'transcoder'}-{digest([transcoder])}.parquet"
+
+    def _contents(self) -> dict[str, Content]:
         """What is in every table; damaged files are left out."""
-        heads: builtins.list[Head] = []
-        for folder in self._folders():
-            with suppress(*DAMAGE):
-                heads.append(self._head(folder))
-        ids = [head.nodes.parent.name for head in heads]
+        heads, damaged = self._in_folders()
+        packed = self._packed(heads, damaged)
+        readable = [pack for pack in packed.packs if not pack.problem]
+        absent = frozenset.intersection(*(pack.absent for pack in readable)) if readable else frozenset()
+        graphs = _graphs_table(heads, packed)
+        contents = {"graphs": Content(graphs)}
+        for part in ("nodes", "edges"):
+            files = [(getattr(head, part), head.graph_id) for head in heads]
+            packs = [pack.path(part) for pack in readable]
+            contents[part] = Content(files=files, packs=packs, hidden=packed.hidden, absent=absent)
         features: builtins.list[tuple[Path, str]] = []
         for path in sorted((self.folder / "features").glob("[!.]*.parquet")):
             with suppress(*DAMAGE):
                 features.append((path, (pq.read_metadata(path).metadata or {}).get(_TRANSCODER, b"").decode()))
-        return {
-            "graphs": pa.concat_tables([tables()["graphs"].empty_table(), *(head.table for head in heads)]),
-            "nodes": [(head.nodes, graph_id) for head, graph_id in zip(heads, ids, strict=True)],
-            "edges": [(head.edges, graph_id) for head, graph_id in zip(heads, ids, strict=True)],
-            "features": features,
-            "supernodes": supernode_table(self.folder, ids),
-            **comparison_contents(self.folder),
-        }
+        added: dict[str, builtins.list[tuple[Path, str]]] = {table: [] for table in ADDITIONS}
+        for table, path, graph_id in added_files(self.folder / "graphs"):
+            added[table].append((path, graph_id))
+        contents |= {name: Content(files=files) for name, files in ({"features": features} | added).items()}
+        contents["supernodes"] = Content(supernode_table(self.folder, graphs["graph_id"].to_pylist()))
+        return contents | comparison_contents(self.folder)
 
 
-def _check_folder(folder: Path) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise GraphError(f"{folder} is a file, not a folder of graphs; give another path.")
-    with file_errors_as_graph_errors(f"read {folder}"):
-        entries = [path for path in folder.iterdir() if not is_temporary(path)]
-    # store.json is written before anything else
-    if entries and not (folder / _DESCRIPTION).exists():
-        raise GraphError(f"{folder} belongs to something else: it has no {_DESCRIPTION}; give a new or empty folder.")
-    if entries:
-        _check_description(folder / _DESCRIPTION)
-
-
-def _check_description(path: Path) -> None:
-    try:
-        description = json.loads(path.read_text("utf-8"))
-        written_as, version = description["format"], int(description["schema_version"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GraphError(f"{path} is unreadable ({_one_line(error)}); restore it, or give another folder.") from error
-    if written_as != FORMAT:
-        raise GraphError(f"{path.parent} belongs to something else: its format is {_shown(str(written_as))}.")
-    if version > SCHEMA_VERSION:
-        raise GraphError(
-            f"{path.parent} has schema version {version}, and this program knows versions up to {SCHEMA_VERSION}; "
-            "upgrade the program."
-        )
-
-
-def _create(folder: Path) -> None:
-    _check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / _DESCRIPTION).exists():
-        content = json.dumps({"format": FORMAT, "schema_version": SCHEMA_VERSION})
-        write_atomically(folder / _DESCRIPTION, partial(Path.write_text, data=content + os.linesep, encoding="utf-8"))
-
-
-def graph_id_of(info: GraphInfo) -> str:
-    """A readable name, and a digest of what was asked: the same question has the same id."""
-    text = info.prompt
-    for token, word in zip(info.tokens, info.words, strict=True):
-        if not word and token.strip():  # a special token
-            text = text.replace(token, " ")
-    asked = [info.token_ids, info.model, info.model_revision, info.transcoder, info.transcoder_revision, info.config]
-    return f"{_slug(text) or 'graph'}-{_digest(asked)}"
-
-
-def _slug(text: str) -> str:
-    """The text's words in lower-case ASCII, joined by '-', as many as fit; "" if there are none."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    slug = "-".join(re.findall("[a-z0-9]+", plain))
-    if len(slug) <= _SLUG_LENGTH:
-        return slug
-    return slug[: slug.rfind("-", 0, _SLUG_LENGTH + 1)] if "-" in slug[:_SLUG_LENGTH] else slug[:_SLUG_LENGTH]
-
-
-def _digest(values: object) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")
-
-
-def _shown(text: str) -> str:
-    return repr(text[:80])
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+def _graphs_table(heads: list[Head], packed: _Packed) -> pa.Table:
+    empty = tables()["graphs"].empty_table()
+    found = [without(pack.index, packed.hidden).select(empty.column_names) for pack in packed.packs if not pack.problem]
+    return pa.concat_tables([empty, *(head.table for head in heads), *found]).combine_chunks()

@@ -1,5 +1,6 @@
-"""`python -m tracer` is the `trace` command."""
+"""`python -m tracer …` is `trace …`."""
 
 from tracer.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,8 @@ from tracer.batch_command import batch
 from tracer.compare_command import diff, merge, stability
 from tracer.evaluate_command import evaluate
 from tracer.exchange_command import export, import_
-from tracer.options import DEFAULT_STORE, model_options, trace_options
+from tracer.options import DEFAULT_STORE, existing_store, model_options, store_option, trace_options, warn_of_damage
+from tracer.sql_command import sql
 from tracer.train_command import train
 
 if TYPE_CHECKING:
@@ -114,60 +115,10 @@ def view(folder: Path, port: int, open_browser: bool) -> None:
       trace view
       trace view my-graphs --port 8031 --open
     """
-    from graphs import GraphStore
-
-    _serve(GraphStore(folder), port, None, open_browser)
+    _serve(existing_store(folder), port, None, open_browser)
 
 
-@cli.command("sql")
-@click.argument("arguments", nargs=-1, required=True, metavar="[FOLDER] QUERY")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]),
-    help="[default: table on a terminal, csv on a pipe]",
-)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead of stdout."
-)
-@click.option(
-    "-p",
-    "--parameter",
-    "parameters",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Value of $NAME in the query; repeatable.",
-)
-def sql(arguments: tuple[str, ...], form: str | None, output: Path | None, parameters: tuple[str, ...]) -> None:
-    """Query all saved graphs with one read-only DuckDB SELECT.
-
-    Tables: graphs, nodes, edges, features, supernodes, interventions, validations; see docs/schema.md.
-
-    \b
-    Examples:
-      trace sql "SELECT graph_id, prompt, replacement_score FROM graphs"
-      trace sql "FROM strongest_path('Dallas')"
-      trace sql my-graphs "SELECT label, count(*) FROM nodes WHERE token = \\$t GROUP BY 1" -p t=is
-    """
-    if len(arguments) > 2:
-        raise CommandError(
-            f"{len(arguments)} arguments were given; expected an optional folder and one query in quotes."
-        )
-    from graphs import GraphStore
-    from tracer import commands
-
-    folder, query = [DEFAULT_STORE, *arguments][-2:]
-    store = GraphStore(Path(folder))
-    _require_store(store)
-    _warn_of_damage(store)
-    values = {}
-    for pair in parameters:
-        name, equals, value = pair.partition("=")
-        if not (name.isidentifier() and equals):
-            raise CommandError(f"-p {pair!r} is no parameter; write it as NAME=VALUE.")
-        values[name] = value
-    table = store.sql(query, **values)
-    commands.write_table(table, form or ("table" if sys.stdout.isatty() and output is None else "csv"), output)
+cli.add_command(sql)
 
 
 @cli.command("list")
@@ -180,20 +131,16 @@ def list_graphs(folder: Path, as_json: bool) -> None:
     Example:
       trace list
     """
-    from graphs import GraphStore
     from tracer import commands
 
-    store = GraphStore(folder)
-    _require_store(store)
-    _warn_of_damage(store)
+    store = existing_store(folder)
+    warn_of_damage(store)
     click.echo(commands.graph_list(store, as_json=as_json))
 
 
 @cli.command("show")
 @click.argument("graph_id")
-@click.option(
-    "--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder of saved graphs."
-)
+@store_option()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def show(graph_id: str, store: Path, as_json: bool) -> None:
     """Print the circuit of a saved graph; GRAPH_ID may be shortened.
@@ -202,19 +149,15 @@ def show(graph_id: str, store: Path, as_json: bool) -> None:
     Example:
       trace show the-capital-of
     """
-    from graphs import GraphStore
     from tracer import commands
 
-    folder = GraphStore(store)
-    _require_store(folder)
+    folder = existing_store(store)
     click.echo(commands.show_graph(folder, folder.resolve(graph_id), as_json=as_json))
 
 
 @cli.command("rm")
 @click.argument("graph_ids", nargs=-1, required=True)
-@click.option(
-    "--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder of saved graphs."
-)
+@store_option()
 def remove(graph_ids: tuple[str, ...], store: Path) -> None:
     """Delete saved graphs; damaged ones too.
 
@@ -222,15 +165,28 @@ def remove(graph_ids: tuple[str, ...], store: Path) -> None:
     Example:
       trace rm calc-36-59-1a2b3c4d
     """
-    from graphs import GraphStore
-
-    folder = GraphStore(store)
-    _require_store(folder)
+    folder = existing_store(store)
     damaged = {graph.graph_id for graph in folder.damaged()}
     chosen = [text if text in damaged else folder.resolve(text) for text in graph_ids]  # all exist, or none is deleted
     for graph_id in dict.fromkeys(chosen):
         folder.delete(graph_id)
         click.echo(f"deleted {graph_id}", err=True)
+
+
+@cli.command("compact")
+@click.argument("folder", default=DEFAULT_STORE, type=click.Path(path_type=Path))
+def compact(folder: Path) -> None:
+    """Move all saved graphs into few files: smaller, and quick to query when there are thousands.
+
+    Nothing changes otherwise. Others may save, delete and read at the same time; it may be interrupted at any moment.
+
+    \b
+    Example:
+      trace compact my-graphs
+    """
+    from tracer import commands
+
+    click.echo(commands.compact_store(existing_store(folder)))
 
 
 @cli.command("convert")
@@ -302,20 +258,8 @@ def _check_is_prompt(text: str) -> None:
         raise CommandError(f"{text!r} is no command; did you mean 'trace {close[0]}'? A prompt has more than one word.")
 
 
-def _require_store(store: "GraphStore") -> None:
-    if not store.folder.exists():
-        raise CommandError(f'{store.folder} does not exist; trace a prompt first, as in trace "calc: 36+59=".')
-
-
-def _warn_of_damage(store: "GraphStore") -> None:
-    for graph in store.damaged():
-        click.echo(f"trace: left out {graph.graph_id}: {graph.reason}; delete it with trace rm.", err=True)
-
-
 def _serve(store: "GraphStore", port: int, graph_id: str | None, open_browser: bool) -> None:
     from viewer.serve import serve
-
-    _require_store(store)
 
     def ready(url: str) -> None:
         page = f"{url.rstrip('/')}/g/{graph_id}" if graph_id else url

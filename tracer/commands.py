@@ -1,31 +1,24 @@
 """What the commands do and print, apart from their options."""
 
-import io
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from graphs import AttributionGraph, GraphStore, NodeKind, logit_weights
 from tracer import lab
 from tracer.config import TraceConfig
-from tracer.errors import TraceError
 from tracer.loading import Source, load, save_features
+from tracer.options import DEFAULT_STORE
 from tracer.story import feature_paths, path_record, place_text, routes, target_name, target_record, told_targets
-
-if TYPE_CHECKING:
-    pass
+from tracer.tables import table_text
 
 N_JSON_PATHS = 10
 N_ROUTES = 6
@@ -148,28 +141,17 @@ def graph_list(store: GraphStore, *, as_json: bool) -> str:
     return table_text(pa.Table.from_pylist(rows)) if rows else "no graphs yet"
 
 
-def write_table(table: pa.Table, form: str, output: Path | None) -> None:
-    """Write a query's result to a file or to stdout."""
-    if form == "parquet":
-        if output is None:
-            raise TraceError("--format parquet writes binary data; name a file with -o.")
-        pq.write_table(table, output, compression="zstd")
-        return
-    match form:
-        case "csv":
-            buffer = io.BytesIO()
-            pyarrow.csv.write_csv(_flat(table), buffer)
-            text = buffer.getvalue().decode()
-        case "json":
-            text = json.dumps(_rows(table), ensure_ascii=False, indent=2, default=str) + "\n"
-        case "jsonl":
-            text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in _rows(table))
-        case _:
-            text = table_text(table) + "\n"
-    if output is None:
-        sys.stdout.write(text)
-    else:
-        output.write_text(text, encoding="utf-8")
+def compact_store(store: GraphStore) -> str:
+    """Compact the store, and say what came of it."""
+    with progress() as step:
+        done = store.compact(on_progress=lambda n, total: step("compacting graphs", n, total))
+    per_edge = f", {done.n_bytes / done.n_edges:.1f} bytes per edge" if done.n_edges else ""
+    lines = [
+        f"Moved    {done.n_moved} graphs into packs",
+        f"Packed   {done.n_graphs} graphs with {done.n_edges} edges in {done.n_bytes / 1e6:.1f} MB{per_edge}",
+        *(f"Left     {graph_id}: {reason}" for graph_id, reason in done.damaged.items()),
+    ]
+    return "\n".join(lines)
 
 
 def _text(record: dict, graph: AttributionGraph) -> str:
@@ -207,7 +189,7 @@ def _text(record: dict, graph: AttributionGraph) -> str:
     if record["row_share"] < 1:
         lines.append(f"Left out of each target's inputs the smallest, which hold {1 - record['row_share']:.2%} at most")
     lines.append(f"Saved    {record['graph_id']} in {record['store']} ({record['seconds']:.2f} s)")
-    where = "" if record["store"] == "graphs-store" else f" {record['store']}"
+    where = "" if record["store"] == DEFAULT_STORE else f" {record['store']}"
     lines += ["", f"Look closer:  trace view{where}", f'              trace sql{where} "{_example_query(graph)}"']
     return "\n".join(lines)
 
@@ -248,43 +230,6 @@ def _example_query(graph: AttributionGraph) -> str:
     paths = [path for target in told_targets(graph) for path in feature_paths(graph, target, 1)]
     word = str(graph.word[paths[0].nodes[0]]) if paths else ""
     return f"FROM strongest_path('{word}')" if word.isalnum() else "FROM graphs"
-
-
-def table_text(table: pa.Table) -> str:
-    """A table for people: as wide as it needs to be when not on a terminal."""
-    shown = Table(show_edge=False, header_style="bold")
-    for column in table.schema:
-        number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-        shown.add_column(column.name, justify="right" if number else "left", overflow="fold")
-    for row in _rows(table):
-        shown.add_row(*(_cell(value) for value in row.values()))
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else 4000, file=io.StringIO(), force_terminal=terminal, markup=False)
-    console.print(shown)
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
-
-
-def _rows(table: pa.Table) -> list[dict]:
-    return table.to_pylist(maps_as_pydicts="strict")
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _flat(table: pa.Table) -> pa.Table:
-    """Lists and structs as JSON text: CSV has no nested values."""
-    for i, column in enumerate(table.schema):
-        if pa.types.is_nested(column.type):
-            texts = [
-                None if v is None else json.dumps(v, ensure_ascii=False, default=str)
-                for v in table[i].to_pylist(maps_as_pydicts="strict")
-            ]
-            table = table.set_column(i, column.name, pa.array(texts, pa.string()))
-    return table
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What `trace diff`, `trace merge` and `trace stability` do and print."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,8 +10,11 @@ import pyarrow as pa
 from graphs import AttributionGraph, GraphStore, NodeKind
 from graphs.comparisons import Comparison
 from graphs.merge import Merged, merge_graphs, threshold_grid
-from tracer.commands import progress, table_text
+from graphs.names import digest
+from tracer.commands import progress
 from tracer.errors import TraceError
+from tracer.options import DEFAULT_STORE
+from tracer.tables import table_text
 
 N_ROWS = 12
 """Nodes and edges that are printed; the tables have all."""
@@ -84,8 +86,14 @@ def _compared(
     name: str | None, settings: dict | None = None,
 ) -> tuple[Merged, Comparison]:  # fmt: skip
     config = json.dumps(settings or {}, sort_keys=True)
-    digest = hashlib.sha256(json.dumps([kind, list(ids), alignment, config]).encode()).hexdigest()[:8]
-    about = Comparison(name or f"{kind}-{digest}", kind, ids, alignment, datetime.now(UTC), config)
+    about = Comparison(
+        name or f"{kind}-{digest([kind, list(ids), alignment, config])}",
+        kind,
+        ids,
+        alignment,
+        datetime.now(UTC),
+        config,
+    )
     merged = merge_graphs(graphs, alignment=alignment)
     store.save_comparison(about, merged)
     return merged, about
@@ -155,6 +163,6 @@ def _name(merged: Merged, node: int) -> str:
 
 
 def _saved(store: GraphStore, about: Comparison) -> str:
-    where = "" if str(store.folder) == "graphs-store" else f" {store.folder}"
+    where = "" if str(store.folder) == DEFAULT_STORE else f" {store.folder}"
     query = f"FROM comparison_nodes WHERE comparison = '{about.name}'"
     return f'Saved    {about.name} in {store.folder}; all of it: trace sql{where} "{query}"'

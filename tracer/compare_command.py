@@ -1,19 +1,17 @@
 """Options of `trace diff`, `trace merge` and `trace stability`."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-DEFAULT_STORE = "graphs-store"
+from tracer.options import existing_store, store_option
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that all of them have."""
     for option in (
-        click.option("--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path, exists=True),
-                     help="Folder of saved graphs."),
+        store_option(),
         click.option("--name", help="Name of the comparison in the store.  [default: made from what is compared]"),
         click.option("--align", "alignment", type=click.Choice(["diff", "end", "start", "anywhere"]), default="diff",
                      show_default=True, help="Which places are the same: by the tokens, counted from the end or start, "
@@ -37,10 +35,9 @@ def diff(first: str, second: str, **options: Any) -> None:
       trace diff dallas-1a2b oakland-3c4d
       trace diff dallas-1a2b oakland-3c4d --align end --name cities
     """
-    from graphs import GraphStore
     from tracer import compare
 
-    click.echo(compare.diff(GraphStore(options.pop("store")), first, second, **options))
+    click.echo(compare.diff(existing_store(options.pop("store")), first, second, **options))
 
 
 @click.command("merge")
@@ -58,10 +55,9 @@ def merge(graphs: tuple[str, ...], query: str | None, **options: Any) -> None:
       trace merge dallas-1a2b dallas-3c4d dallas-5e6f --align anywhere
       trace merge --query "SELECT graph_id FROM graphs WHERE prompt LIKE '%Dallas%'" --name dallas
     """
-    from graphs import GraphStore
     from tracer import compare
 
-    store = GraphStore(options.pop("store"))
+    store = existing_store(options.pop("store"))
     click.echo(compare.merge(store, compare.chosen_graphs(store, graphs, query), **options))
 
 
@@ -83,10 +79,9 @@ def stability(graphs: tuple[str, ...], query: str | None, nodes: str, edges: str
       trace stability dallas-1a2b
       trace stability dallas-1a2b dallas-3c4d --align anywhere --node-thresholds 0.6,0.8
     """
-    from graphs import GraphStore
     from tracer import compare
 
-    store = GraphStore(options.pop("store"))
+    store = existing_store(options.pop("store"))
     chosen = compare.chosen_graphs(store, graphs, query)
     if not chosen:
         raise click.UsageError("no graph was named; give a GRAPH, or --query.")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-DEFAULT_STORE = "graphs-store"
+from tracer.options import existing_store, store_option
 
 
 @click.command("export")
@@ -13,9 +13,7 @@ DEFAULT_STORE = "graphs-store"
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--format", "form", type=click.Choice(["json", "graphml"]), help="[default: as FILE ends]")
 @click.option("--scan", help="Name of the transcoders, or on Neuronpedia of the model, to write into JSON.")
-@click.option(
-    "--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder of saved graphs."
-)
+@store_option()
 def export(graph_id: str, file: Path, form: str | None, scan: str | None, store: Path) -> None:
     """Write a saved graph into FILE: circuit-tracer's and Neuronpedia's JSON, or GraphML.
 
@@ -27,10 +25,9 @@ def export(graph_id: str, file: Path, form: str | None, scan: str | None, store:
       trace export the-capital-of dallas.json --scan gemma-2-2b
       trace export calc dallas.graphml
     """
-    from graphs import GraphStore
     from tracer import exchange
 
-    folder = _existing(GraphStore(store))
+    folder = existing_store(store)
     click.echo(exchange.export_graph(folder, folder.resolve(graph_id), file, form, scan))
 
 
@@ -45,9 +42,7 @@ def export(graph_id: str, file: Path, form: str | None, scan: str | None, store:
 @click.option("--tokenizer", metavar="DIR", help="Tokenizer that gives tokens of .pt graphs their texts.")
 @click.option("--node-threshold", type=float, help="Keep nodes that hold this share of the influence.  [default: all]")
 @click.option("--edge-threshold", type=float, help="Keep edges that hold this share.  [default: all]")
-@click.option(
-    "--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help="Folder to save in."
-)
+@store_option("Folder to save in.")
 def import_(files: tuple[Path, ...], check: bool, features: Path | None, transcoder: str | None, store: Path,
             **wanted: Any) -> None:  # fmt: skip
     """Save graphs of other programs: circuit-tracer's and Neuronpedia's JSON of any size, circuit-tracer's .pt.
@@ -80,9 +75,3 @@ def import_(files: tuple[Path, ...], check: bool, features: Path | None, transco
         click.echo(exchange.import_file(folder, file, exchange.Wanted(**wanted)))
     if features is not None and transcoder is not None:
         click.echo(exchange.import_features(folder, features, transcoder))
-
-
-def _existing(store: Any) -> Any:
-    if not store.folder.exists():
-        raise click.UsageError(f"{store.folder} does not exist; trace or import a graph first.")
-    return store

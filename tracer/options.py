@@ -1,10 +1,13 @@
-"""Options that commands share, with the defaults of `TraceConfig`."""
+"""Options that commands share, with the defaults of `TraceConfig`, and the store that they name."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from graphs import GraphStore
 
 DEFAULT_STORE = "graphs-store"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -20,6 +23,27 @@ def model_options(command: _Command) -> _Command:
 def trace_options(command: _Command) -> _Command:
     """What to explain and how much to keep: the fields of `TraceConfig`."""
     return _with(command, _TRACE)
+
+
+def store_option(text: str = "Folder of saved graphs.") -> Callable[[_Command], _Command]:
+    """The option --store of commands that trace nothing."""
+    return click.option("--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help=text)
+
+
+def existing_store(folder: Path) -> "GraphStore":
+    """The store in the folder, which must be there."""
+    from graphs import GraphStore
+
+    store = GraphStore(folder)
+    if not folder.exists():
+        raise click.ClickException(f'{folder} does not exist; trace a prompt first, as in trace "calc: 36+59=".')
+    return store
+
+
+def warn_of_damage(store: "GraphStore") -> None:
+    """Name on stderr the graphs that are left out."""
+    for graph in store.damaged():
+        click.echo(f"trace: left out {graph.graph_id}: {graph.reason}; delete it with trace rm.", err=True)
 
 
 def _with(command: _Command, options: tuple[Callable[[_Command], _Command], ...]) -> _Command:
@@ -39,13 +63,7 @@ _MODEL = (
         type=click.Choice(DTYPES),
         help="Of the weights; sums are float32 or better.",
     ),
-    click.option(
-        "--store",
-        default=DEFAULT_STORE,
-        show_default=True,
-        type=click.Path(path_type=Path),
-        help="Folder to save the graph in.",
-    ),
+    store_option("Folder to save the graph in."),
 )
 _TRACE = (
     click.option(

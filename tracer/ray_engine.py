@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from graphs.names import one_line
 from tracer.batch import ATTEMPTS, Broken, Job, Outcome, Status
 from tracer.errors import TraceError
 from tracer.prompts import Row
@@ -86,11 +87,11 @@ def _result(ray: Any, reference: Any, row: Row) -> Outcome:
     try:
         result = ray.get(reference)
     except ray.exceptions.RayActorError as error:
-        told = f"its worker died {ATTEMPTS} times: {_one_line(error)}"
+        told = f"its worker died {ATTEMPTS} times: {one_line(error)}"
         return Outcome(row, Status.FAILED, told)
     except ray.exceptions.RayTaskError as error:  # a bug, of which Ray has the traceback
         logging.getLogger(__name__).error("%s", error)
-        return Outcome(row, Status.FAILED, f"{type(error.cause).__name__}: {_one_line(error.cause)}")
+        return Outcome(row, Status.FAILED, f"{type(error.cause).__name__}: {one_line(error.cause)}")
     if isinstance(result, Broken):
         raise TraceError(result.error)
     return result
@@ -111,7 +112,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise TraceError(f"no Ray cluster answers at {address or 'this machine'}: {_one_line(error)}.") from error
+        raise TraceError(f"no Ray cluster answers at {address or 'this machine'}: {one_line(error)}.") from error
     signal.signal(signal.SIGTERM, on_termination)  # Ray's own way to end is to abort
     try:
         yield ray
@@ -127,7 +128,7 @@ def _knock(address: str | None) -> None:
     try:
         socket.create_connection((place[1], int(place[2])), SECONDS_TO_ANSWER).close()
     except (OSError, OverflowError) as error:
-        raise TraceError(f"no Ray cluster answers at {address}: {_one_line(error)}.") from error
+        raise TraceError(f"no Ray cluster answers at {address}: {one_line(error)}.") from error
 
 
 def _places(nodes: Sequence[dict[str, Any]], device: str, workers: int) -> _Places:
@@ -145,7 +146,3 @@ def _places(nodes: Sequence[dict[str, Any]], device: str, workers: int) -> _Plac
         raise TraceError("the Ray cluster has no processor to give; start it with --num-cpus.")
     share = min(cores) / workers
     return _Places("cpu", len(cores) * workers, {"num_cpus": float(int(share)) if share >= 1 else share})
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")

@@ -1,6 +1,7 @@
 -- What `strongest_path` and `paths_between` are made of: the strongest path to one node per graph. It ends at node
 -- `goal`, or at the logit of most weight if that is NULL; it starts at node `start` of the graph `graph`, or if those
 -- are NULL at any token of the word `from_word`, in every graph that has it.
+-- Example: FROM best_paths('Dallas', NULL, NULL, NULL)
 CREATE MACRO best_paths(from_word, graph, start, goal) AS TABLE
 WITH RECURSIVE
 -- read once: with many graphs, opening the files takes longest
@@ -65,12 +66,7 @@ found AS (
 ),
 texts AS (
     SELECT f.graph_id, string_agg(
-        CASE
-            WHEN n.kind IN ('token', 'logit') THEN coalesce(n.word, trim(n.token))
-            WHEN n.kind = 'error' THEN format('error (L{} {})', n.layer, trim(n.token))
-            WHEN n.label IS NULL THEN format('L{}/f{} ({})', n.layer, n.feature, trim(n.token))
-            ELSE format('{} (L{} {})', n.label, n.layer, trim(n.token))
-        END, ' → ' ORDER BY n.node) AS path
+        node_text(n.kind, n.word, n.token, n.label, n.layer, n.feature), ' → ' ORDER BY n.node) AS path
     FROM found AS f
     JOIN every AS n ON n.graph_id = f.graph_id AND list_contains(f.path, n.node)
     GROUP BY f.graph_id

@@ -1,11 +1,4 @@
--- The edges that end at a node, strongest first. `share` is the part of the node's input that an edge brings,
--- |weight| / Σ|weight|; the other columns describe the source.
-CREATE MACRO in_edges(graph, node) AS TABLE
-SELECT
-    e.graph_id, e.source, e.target, e.weight,
-    abs(e.weight) / nullif(sum(abs(e.weight)) OVER (), 0) AS share,
-    n.kind, n.layer, n.position, n.feature, n.token, n.word, n.activation, n.influence, n.label
-FROM edges AS e
-JOIN nodes AS n ON n.graph_id = e.graph_id AND n.node = e.source
-WHERE e.graph_id = graph AND n.graph_id = graph AND e.target = node
-ORDER BY abs(e.weight) DESC, e.source;
+-- The older name of `inputs_of`.
+-- Example: FROM in_edges($graph, $to)
+CREATE MACRO in_edges(graph, of_node) AS TABLE
+SELECT * FROM inputs_of(graph, of_node);

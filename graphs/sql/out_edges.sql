@@ -1,15 +1,4 @@
--- The edges that start at a node, strongest share first. `share` is the part of the target's input that an edge
--- brings, |weight| / Σ|weight|; the other columns describe the target.
-CREATE MACRO out_edges(graph, node) AS TABLE
-WITH received AS (
-    SELECT e.target, sum(abs(e.weight)) AS total FROM edges AS e WHERE e.graph_id = graph GROUP BY e.target
-)
-SELECT
-    e.graph_id, e.source, e.target, e.weight,
-    abs(e.weight) / nullif(r.total, 0) AS share,
-    n.kind, n.layer, n.position, n.feature, n.token, n.word, n.activation, n.influence, n.label
-FROM edges AS e
-JOIN received AS r ON r.target = e.target
-JOIN nodes AS n ON n.graph_id = e.graph_id AND n.node = e.target
-WHERE e.graph_id = graph AND n.graph_id = graph AND e.source = node
-ORDER BY share DESC, e.target;
+-- The older name of `outputs_of`.
+-- Example: FROM out_edges($graph, $from)
+CREATE MACRO out_edges(graph, of_node) AS TABLE
+SELECT * FROM outputs_of(graph, of_node);

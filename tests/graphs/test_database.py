@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from graphs import GraphError, GraphStore, NodeKind, strongest_paths
-from graphs.schema import description, macro_description, macros, tables
+from graphs.schema import description, macro_description, macros, tables, view_columns, views
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +117,13 @@ def test_times_are_in_utc(store):
 def test_tables_columns_and_macros_are_described_in_sql(store):
     rows = store.sql("SELECT table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal").to_pylist()
     found = {(row["table_name"], row["column_name"]): row["comment"] for row in rows}
-    assert found == {(name, field.name): description(field) for name, table in tables().items() for field in table}
+    columns = {name: list(table) for name, table in tables().items()} | {name: view_columns(name) for name in views()}
+    assert found == {(name, field.name): description(field) for name, fields in columns.items() for field in fields}
     rows = store.sql("SELECT view_name, comment FROM duckdb_views() WHERE NOT internal").to_pylist()
-    assert {row["view_name"]: row["comment"] for row in rows} == {n: description(t) for n, t in tables().items()}
+    assert {row["view_name"]: row["comment"] for row in rows} == {
+        **{name: description(table) for name, table in tables().items()},
+        **{name: macro_description(sql) for name, sql in views().items()},
+    }
     rows = store.sql("SELECT function_name AS name, comment FROM duckdb_functions() WHERE NOT internal").to_pylist()
     assert {row["name"]: row["comment"] for row in rows} == {n: macro_description(sql) for n, sql in macros().items()}
 

@@ -18,7 +18,7 @@ def test_the_public_tables_are_these():
         "comparison_nodes",
         "comparison_edges",
     ]
-    assert schema.SCHEMA_VERSION == 1
+    assert schema.SCHEMA_VERSION == 2
 
 
 @pytest.mark.parametrize("table", schema.tables())
@@ -35,7 +35,8 @@ def test_table_graphs_has_one_column_per_field_of_a_graphs_info():
 
 
 def test_table_nodes_has_one_column_per_column_of_a_graph():
-    assert set(schema.tables()["nodes"].names) == {"graph_id", "node", *NODE_COLUMNS}
+    derived = {"graph_id", "node", "reached_from", "reaches_answer"}
+    assert set(schema.tables()["nodes"].names) == {*derived, *NODE_COLUMNS}
 
 
 def test_features_have_examples_and_promoted_tokens_as_nested_lists():
@@ -54,7 +55,12 @@ def test_a_description_ends_with_the_unit():
 
 def test_every_macro_is_documented_by_its_leading_comment():
     macros = schema.macros()
-    assert list(macros) == ["best_paths", "in_edges", "out_edges", "paths_between", "strongest_path"]
+    assert sorted(macros) == [
+        "best_paths", "common_features", "diff", "in_edges", "influence_by_kind", "inputs_of", "node_text", "out_edges",
+        "outputs_of", "paths", "paths_between", "strongest_path",
+    ]  # fmt: skip
+    names = list(macros)
+    assert names.index("node_text") < names.index("best_paths") < names.index("strongest_path")
     for name, sql in macros.items():
         assert schema.macro_signature(name, sql).startswith(name + "(")
         assert schema.macro_description(sql).endswith(".")

@@ -115,6 +115,18 @@ def test_what_is_in_the_store_is_not_traced_again(worker):
     assert worker.store.find(before.graph_id) == before
 
 
+def test_what_is_in_a_pack_is_not_traced_again_and_gets_new_tags(worker, source, tmp_path):
+    other = Worker(replace(worker.job, store=tmp_path / "store"), worker.loaded)
+    assert other.trace(Row(1, "w8 w7")).status == Status.TRACED
+    [before] = other.store.list()
+    other.store.compact()
+    assert other.trace(Row(1, "w8 w7")).status == Status.FOUND
+    assert not any((other.store.folder / "graphs").iterdir())
+    assert other.trace(Row(1, "w8 w7", (("group", "a"),))).status == Status.FOUND
+    [after] = other.store.list()
+    assert (after.graph_id, after.info) == (before.graph_id, replace(before.info, tags=(("group", "a"),)))
+
+
 def test_other_settings_are_another_graph(worker):
     other = Worker(replace(worker.job, config=TraceConfig(node_threshold=0.5)), worker.loaded)
     assert worker.trace(Row(1, "w10 w9")).status == Status.TRACED

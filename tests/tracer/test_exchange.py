@@ -160,7 +160,7 @@ def test_a_store_of_another_tool_is_refused_and_untouched(tmp_path):
         (("import", "no.json"), "does not exist"),
         (("import", "a.csv"), "is no .json or .pt file"),
         (("export", "x", "y.json"), "graphs-store does not exist"),
-        (("diff", "a", "b"), "graphs-store' does not exist"),
+        (("diff", "a", "b"), "graphs-store does not exist"),
     ],
 )
 def test_what_is_missing_is_told(tmp_path, arguments, message):

@@ -1,0 +1,42 @@
+"""SQL that was saved by name in a store: queries/<name>.sql."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+from graphs.errors import GraphError
+from graphs.files import write_atomically
+from graphs.names import shown, some
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def write_query(folder: Path, name: str, sql: str) -> None:
+    """Save the query under the name, in place of what had it."""
+    path = _path(folder, name)
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, partial(Path.write_text, data=sql.strip() + "\n", encoding="utf-8"))
+
+
+def read_query(folder: Path, name: str) -> str:
+    """The query of this name. Raises `GraphError` if there is none."""
+    try:
+        return _path(folder, name).read_text("utf-8")
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        known = query_names(folder)
+        hint = f"saved are {some(known)}" if known else "none was saved yet"
+        raise GraphError(f"there is no readable query {shown(name)} in {folder}; {hint}.") from error
+
+
+def query_names(folder: Path) -> list[str]:
+    """The names of all saved queries."""
+    return sorted(path.stem for path in (folder / "queries").glob("*.sql") if _NAME.fullmatch(path.stem))
+
+
+def _path(folder: Path, name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise GraphError(
+            f"{shown(name)} is no name for a query; a name has up to 64 letters, digits, '-' and '_', and begins with "
+            "a letter or digit."
+        )
+    return folder / "queries" / f"{name}.sql"

@@ -1,0 +1,74 @@
+"""The process in which one query of a stranger runs: reads it from stdin, gives up its rights, answers on stdout."""
+
+import ctypes
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from graphs.database import Limits
+from graphs.errors import GraphError
+from graphs.store import GraphStore
+
+if sys.platform != "win32":
+    import resource
+
+_NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS
+_FOR_DUCKDB = 0.5  # of the address space; the rest is for libraries, Arrow's copies and threads
+
+
+def main() -> None:
+    """Answer the one query on stdin: T, whether rows were left out, and an Arrow stream; or E and one line of text."""
+    request = json.loads(sys.stdin.buffer.read())
+    _give_up_rights(request["memory"], request["seconds"])
+    limits = Limits(
+        memory=f"{int(request['memory'] * _FOR_DUCKDB)}B",
+        threads=2,
+        max_rows=request["max_rows"] + 1,
+    )
+    try:
+        store = GraphStore(request["folder"])
+        table = store.query(request["sql"], request["parameters"], limits)
+        if table.nbytes > request["max_bytes"]:
+            raise GraphError(
+                f"the answer has {table.nbytes} bytes, more than {request['max_bytes']}; ask for fewer columns or rows."
+            )
+    except GraphError as error:
+        _write(b"E" + str(error).encode("utf-8", "replace"))
+    else:
+        _write(_encoded(table, request["max_rows"]))
+
+
+def _give_up_rights(memory: int, seconds: float) -> None:
+    if sys.platform == "win32":
+        return
+    for limit, value in (
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, _address_space() + memory),
+        # for each of its threads, and what it has used already; the clock outside comes first
+        (resource.RLIMIT_CPU, int(4 * seconds) + 5),
+    ):
+        resource.setrlimit(limit, (value, value))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+
+
+def _address_space() -> int:
+    """What this process has of it, where that can be told."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
+
+
+def _encoded(table: pa.Table, max_rows: int) -> bytes:
+    sink: Any = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.slice(0, max_rows))
+    return b"T" + (b"1" if len(table) > max_rows else b"0") + sink.getvalue().to_pybytes()
+
+
+def _write(content: bytes) -> None:
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()

@@ -1,0 +1,181 @@
+"""Any process may be killed at any moment, and any disk may be full: what was acknowledged is there, whole and once."""
+
+import multiprocessing
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graphs import GraphError, GraphStore
+from graphs.names import graph_id_of
+from tests.graphs import storm
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no locks between processes")
+
+
+def states(log: Path) -> dict[str, set[int]]:
+    """Per prompt the versions that may be there: the last one acknowledged, or one that was only begun; 0 is none."""
+    allowed = {prompt: {0} for prompts in storm.PROMPTS.values() for prompt in prompts}
+    begun = None
+    for line in log.read_text().splitlines():
+        if line == "done":
+            prompt, version = begun
+            allowed[prompt] = {version}
+            begun = None
+        else:
+            if begun is not None:  # killed before it was acknowledged
+                allowed[begun[0]].add(begun[1])
+            _, *words, version = line.split()
+            begun = " ".join(words), int(version)
+    if begun is not None:
+        allowed[begun[0]].add(begun[1])
+    return allowed
+
+
+def assert_what_was_acknowledged_is_there(folder: Path, logs: list[Path]) -> None:
+    graphs = storm.originals()
+    store = GraphStore(folder)
+    assert store.damaged() == []
+    listed = {stored.graph_id for stored in store.list()}
+    for number, log in enumerate(logs):
+        allowed = states(log) if log.exists() else {}
+        for prompt in storm.PROMPTS[number] if allowed else ():
+            graph_id = graph_id_of(graphs[prompt].info)
+            found = storm.version_of(store.load(graph_id), graphs[prompt]) if graph_id in listed else 0
+            assert found in allowed[prompt], f"{prompt} is version {found}, not one of {allowed[prompt]}"
+    rows = store.sql(storm.COUNTS).to_pylist()
+    assert {row["prompt"]: (row["n"], row["n_nodes"], row["most"]) for row in rows} == {
+        graph.info.prompt: (graph.n_edges, graph.n_nodes, 1)
+        for graph in graphs.values()
+        if graph_id_of(graph.info) in listed
+    }
+
+
+def settle(logs: list[Path], folder: Path) -> None:
+    """What a killed process left open is decided now: the log says what is there."""
+    graphs, store = storm.originals(), GraphStore(folder)
+    listed = {stored.graph_id for stored in store.list()}
+    for number, log in enumerate(logs):
+        lines = []
+        for prompt in storm.PROMPTS[number]:
+            graph_id = graph_id_of(graphs[prompt].info)
+            found = storm.version_of(store.load(graph_id), graphs[prompt]) if graph_id in listed else 0
+            lines += [f"begin {prompt} {found}", "done"]
+        log.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("rounds", [15, pytest.param(200, marks=pytest.mark.slow)])
+def test_kill_9_among_savers_deleters_and_compactors_loses_nothing_and_readers_never_err(tmp_path, rounds):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["graphs", "tests.graphs.storm"])
+    folder, errors, random = tmp_path / "store", tmp_path / "errors", np.random.default_rng(rounds)
+    logs = [tmp_path / f"log{number}" for number in range(storm.N_WRITERS)]
+    GraphStore(folder).compact()
+    reader = context.Process(target=storm.read, args=(str(folder), str(errors)), daemon=True)
+    reader.start()
+    for turn in range(rounds):
+        processes = [
+            context.Process(target=storm.write, args=(str(folder), str(log), number, turn + 1), daemon=True)
+            for number, log in enumerate(logs)
+        ]
+        processes += [context.Process(target=storm.compact, args=(str(folder), 0.01 * k), daemon=True) for k in (0, 1)]
+        for process in processes:
+            process.start()
+        moments = np.sort(random.uniform(0.05, 0.4, len(processes)))
+        for place, (process, pause) in enumerate(
+            zip(random.permutation(np.array(processes, object)), np.diff(moments, prepend=0), strict=True)
+        ):
+            time.sleep(pause)
+            assert process.exitcode is None, f"process {place} ended by itself"
+            process.kill()
+        for process in processes:
+            process.join()
+        assert not errors.exists(), errors.read_text()
+        assert_what_was_acknowledged_is_there(folder, logs)
+        settle(logs, folder)
+    turns = int((tmp_path / "errors.turns").read_text())
+    assert reader.is_alive()
+    reader.kill()
+    reader.join()
+    assert turns >= rounds / 5
+    done = GraphStore(folder).compact()
+    assert done.damaged == {}
+    assert not [path for path in folder.rglob("*.parquet") if path.parent.parent.name == "graphs"]
+    assert len([path for path in (folder / "packs").iterdir() if path.suffix == ".parquet"]) in (0, 3)
+    assert_what_was_acknowledged_is_there(folder, logs)
+
+
+# full disks
+
+
+def limited(size: int, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the code where no file may grow beyond the size."""
+    command = [sys.executable, "-c", f"from graphs import GraphStore\nimport sys\n{code}", *arguments]
+    return subprocess.run(
+        command,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+    )
+
+
+def test_a_compaction_on_a_full_disk_is_told_in_one_line_and_changes_nothing(tmp_path):
+    store, graphs = GraphStore(tmp_path), storm.originals()
+    for graph in graphs.values():
+        store.save(graph)
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    result = limited(3000, "GraphStore(sys.argv[1]).compact()", str(tmp_path))
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"graphs.errors.GraphError: cannot compact {tmp_path}: ")
+    assert "File too large" in last
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+    for graph in graphs.values():
+        assert store.load(graph_id_of(graph.info)) == graph
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 600 kB, where mounting one is allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or os.geteuid() != 0:
+        pytest.skip("needs the right to mount a small file system")
+    command = [mount, "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_on_a_small_disk_everything_acknowledged_is_there_when_it_is_full(small_disk, random_graph):
+    store, saved = GraphStore(small_disk / "store"), {}
+    with pytest.raises(GraphError, match=r"cannot save graph .*No space left on device"):
+        for seed in range(1000):
+            graph = random_graph(seed, prompt=f"number {seed}")
+            saved[store.save(graph)] = graph
+            if seed == 3:
+                store.compact()
+    assert len(saved) > 5
+    for _ in range(2):
+        assert {stored.graph_id for stored in GraphStore(store.folder).list()} == set(saved)
+        assert store.damaged() == []
+        for graph_id, graph in saved.items():
+            assert store.load(graph_id) == graph
+        try:
+            store.compact()
+        except GraphError as error:
+            assert "No space left on device" in str(error)
+    gone = next(iter(saved))
+    store.delete(gone)
+    assert {stored.graph_id for stored in store.list()} == set(saved) - {gone}

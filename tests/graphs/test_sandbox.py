@@ -1,0 +1,194 @@
+"""What DuckDB's own settings do not stop, each in a real worker: the list of what was found to work elsewhere."""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from graphs import GraphError, GraphStore
+from graphs.sandbox import query
+
+SECONDS = 3.0
+MEMORY = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, random_graph):
+    """Graphs in a pack and in a folder of its own, that no test changes."""
+    store = GraphStore(tmp_path_factory.mktemp("sandbox") / "store")
+    for seed in range(2):
+        store.save(random_graph(seed))
+    store.compact()
+    store.save(random_graph(2))
+    return store
+
+
+def contents(folder):
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def ask(store, sql, parameters=None, **limits):
+    return query(store, sql, parameters or {}, **({"seconds": SECONDS, "memory": MEMORY} | limits))
+
+
+def test_an_answer_is_what_the_store_gives_itself(store):
+    sql = "SELECT kind, count(*) AS n FROM nodes WHERE kind <> $kind AND layer < $layer GROUP BY kind ORDER BY kind"
+    parameters = {"kind": "error", "layer": 2}
+    answer = ask(store, sql, parameters)
+    assert answer.table == store.sql(sql, **parameters)
+    assert not answer.truncated
+
+
+def test_rows_beyond_the_limit_are_left_out_and_that_is_said(store):
+    answer = ask(store, "FROM edges", max_rows=7)
+    assert (answer.table.num_rows, answer.truncated) == (7, True)
+    assert ask(store, "FROM range(7)", max_rows=7).truncated is False
+
+
+def test_an_answer_of_too_many_bytes_is_refused(store):
+    with pytest.raises(GraphError, match="bytes, more than 1000; ask for fewer"):
+        ask(store, "SELECT repeat('a', 2000) AS text", max_bytes=1000)
+
+
+def test_values_of_every_kind_come_back(store):
+    [row] = ask(
+        store, "SELECT $a AS a, $b AS b, $c AS c, $d AS d, $e AS e, 'NaN'::DOUBLE AS f, '\\x00'::BLOB AS g",
+        {"a": 1, "b": 2.5, "c": True, "d": None, "e": ["x", "'; DROP TABLE nodes; --"]},
+    ).table.to_pylist()  # fmt: skip
+    assert (row["a"], row["b"], row["c"], row["d"]) == (1, 2.5, True, None)
+    assert row["e"] == ["x", "'; DROP TABLE nodes; --"]
+    assert row["f"] != row["f"]
+    assert row["g"] == b"\0"
+
+
+REFUSED = [
+    # reading other files
+    "SELECT * FROM read_csv('/etc/passwd')",
+    "SELECT * FROM read_text('/etc/passwd')",
+    "SELECT * FROM glob('/*')",
+    "SELECT * FROM sniff_csv('/etc/passwd')",
+    "SELECT * FROM '{file}'",
+    "SELECT * FROM '{folder}/../secret.parquet'",
+    "SELECT * FROM 'https://example.com/x.parquet'",
+    "SELECT * FROM contents",
+    # settings
+    "SET memory_limit = '100GB'",
+    "RESET ALL",
+    "PRAGMA enable_profiling",
+    "CALL enable_logging()",
+    # writing, also where reading is allowed
+    "COPY nodes TO '{new}'",
+    "COPY (SELECT 1) TO 'store://nodes-0.parquet' (USE_TMP_FILE false, FORMAT parquet)",
+    "WITH x AS (COPY (SELECT 1 AS a) TO 'store://nodes-0.parquet' (USE_TMP_FILE false, FORMAT parquet)) SELECT 1",
+    "WITH x AS (COPY (SELECT 1 AS a) TO 'store://new.parquet' (USE_TMP_FILE false, FORMAT parquet)) SELECT 1",
+    "WITH x AS (COPY (SELECT 1 AS a) TO '{file}' (USE_TMP_FILE false, FORMAT parquet)) SELECT 1",
+    "WITH x AS (COPY (SELECT 1 AS a) TO '{new}') SELECT 1",
+    "ATTACH '{new}' AS other",
+    "EXPORT DATABASE '{new}'",
+    "CREATE TEMP TABLE x AS SELECT 1",
+    "WITH x AS (INSERT INTO nodes (node) VALUES (1) RETURNING *) SELECT * FROM x",
+    "EXPLAIN ANALYZE COPY nodes TO '{new}'",
+    "PIVOT nodes ON kind",
+    # a transaction that breaks every later query of the connection
+    "BEGIN",
+    "INSTALL httpfs",
+    "SELECT 1; SELECT 2",
+    "\ud800",
+]
+
+
+@pytest.fixture(scope="module")
+def refusals(store) -> dict[str, str]:
+    """What a worker of its own said to each; four at a time, as starting them takes longest."""
+    root, file = store.folder.parent, next(store.folder.rglob("nodes-*"))
+    (root / "secret.parquet").write_bytes(file.read_bytes())
+    before = contents(root)
+
+    def refusal(sql: str) -> str:
+        for name, place in {"{file}": file, "{new}": root / "new", "{folder}": store.folder}.items():
+            sql = sql.replace(name, str(place))
+        try:
+            return f"answered with {ask(store, sql, seconds=20.0).table}"
+        except GraphError as error:
+            return f"refused: {error}"
+
+    with ThreadPoolExecutor(4) as threads:
+        found = dict(zip(REFUSED, threads.map(refusal, REFUSED), strict=True))
+    assert contents(root) == before, "a file was changed"
+    return found
+
+
+@pytest.mark.parametrize("sql", REFUSED)
+def test_what_reads_elsewhere_or_writes_is_refused_in_one_line_and_changes_no_file(refusals, sql):
+    assert refusals[sql].startswith("refused: ")
+    assert "\n" not in refusals[sql]
+    assert "was stopped" not in refusals[sql]
+
+
+GREEDY = [
+    "SELECT list_sum(range(400000000))",
+    "SELECT length(repeat('a', 3000000000))",
+    "SELECT levenshtein(repeat('a', 200000), repeat('b', 200000))",
+    "SELECT count(DISTINCT a.weight + b.weight + c.weight) FROM edges a, edges b, edges c",
+    "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM t) SELECT count(*) FROM t",
+    "SELECT array_agg(a.range) FROM range(100000000) a, range(100) b",
+    "SELECT list_sort(list_transform(range(200000000), lambda x: x::VARCHAR))",
+]
+
+
+@pytest.fixture(scope="module")
+def ends(store) -> dict[str, tuple[str, float]]:
+    """How each ended, and after how many seconds."""
+
+    def end(sql: str) -> tuple[str, float]:
+        start = time.monotonic()
+        with pytest.raises(GraphError) as error:
+            ask(store, sql, seconds=2.0)
+        return str(error.value), time.monotonic() - start
+
+    with ThreadPoolExecutor(2) as threads:
+        return dict(zip(GREEDY, threads.map(end, GREEDY), strict=True))
+
+
+@pytest.mark.parametrize("sql", GREEDY)
+def test_what_takes_too_long_or_too_much_memory_is_stopped(ends, sql):
+    message, seconds = ends[sql]
+    assert re.search("took longer than 2 s|more than 1.1 GB of memory|Out of Memory", message)
+    assert seconds < 2 + 3  # to end a process that is killed, on a machine that does other things too
+    # kB that the largest worker had: the limit and the libraries
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2_500_000
+
+
+def test_a_worker_cannot_write_anything_even_if_duckdb_would(store, tmp_path):
+    code = (
+        "import sys, json; sys.path[:] = json.loads(sys.argv[1])\n"
+        "from graphs.sandbox_worker import _give_up_rights\n"
+        "_give_up_rights(1 << 30, 1.0)\n"
+        "open(sys.argv[2], 'wb', buffering=0).write(b'x')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", code, json.dumps(sys.path), str(tmp_path / "new")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "File too large" in result.stderr
+    assert (tmp_path / "new").read_text() == ""
+
+
+def test_a_parameter_that_is_no_value_is_refused(store):
+    with pytest.raises(GraphError, match="a parameter is no number"):
+        ask(store, "SELECT $a", {"a": object()})
+
+
+def test_a_store_that_is_none_is_told_in_one_line(tmp_path):
+    store = GraphStore(tmp_path / "later")
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "cat.jpg").write_text("x")
+    with pytest.raises(GraphError, match="belongs to something else"):
+        ask(store, "SELECT 1")

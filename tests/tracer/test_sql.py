@@ -1,0 +1,240 @@
+"""`trace sql`: queries from everywhere, parameters of every kind, answers in every form, and the shell."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from graphs import GraphStore
+from tests.graphs.conftest import _random_graph
+from tracer.cli import main
+from tracer.sql_shell import run_shell
+from transcoders.metrics import save_metrics
+from transcoders.progress import METRICS, SETTINGS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """What `trace sql …` writes to stdout, in this process."""
+
+    def run_here(*arguments: str, given: str = "", inside: Path = folder) -> str:
+        monkeypatch.chdir(inside)
+        monkeypatch.setattr(sys, "argv", ["trace", "sql", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+        main()
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        return captured.out
+
+    return run_here
+
+
+@pytest.fixture
+def refused(run, capsys):
+    """The one line that `trace sql …` ends with."""
+
+    def refused_here(*arguments: str, **options: Path) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run(*arguments, **options)
+        assert ended.value.code == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("trace: ")
+        return line
+
+    return refused_here
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a store of two graphs under its usual name."""
+    folder = tmp_path_factory.mktemp("sql")
+    store = GraphStore(folder / "graphs-store")
+    for seed in range(2):
+        store.save(_random_graph(seed))
+    return folder
+
+
+def test_a_query_comes_from_an_argument_a_file_stdin_or_a_name(run, tmp_path):
+    sql = "SELECT count(*) AS n FROM graphs"
+    (tmp_path / "question.sql").write_text(sql)
+    expected = '"n"\n2\n'
+    assert run(sql) == expected
+    assert run("graphs-store", sql) == expected
+    assert run("-", given=sql) == expected
+    assert run(given=sql) == expected
+    assert run("graphs-store", given=sql) == expected
+    assert run("--file", str(tmp_path / "question.sql")) == expected
+    assert run(sql, "--save", "how-many") == expected
+    assert run("--saved", "how-many") == expected
+    assert json.loads(run("--list-saved", "--format", "json")) == [{"name": "how-many", "query": sql}]
+
+
+def test_parameters_are_numbers_truth_values_and_texts(run):
+    sql = "SELECT $a + 1 AS a, $b AS b, $c AS c, $d AS d, $e AS e, $f AS f"
+    given = ["a=2", "b=true", "c=0.5", "d=is = 5", 'e="95"', "f=null"]
+    pairs = [part for pair in given for part in ("--param", pair)]
+    [row] = json.loads(run(sql, *pairs, "--format", "json"))
+    assert row == {"a": 3, "b": True, "c": 0.5, "d": "is = 5", "e": "95", "f": None}
+    [row] = json.loads(run("SELECT $t AS t", "-p", "t=95", "--format", "json"))
+    assert row == {"t": "95"}
+
+
+def test_every_form_of_an_answer(run, tmp_path):
+    sql = "SELECT 1 AS x, 'a\"b' AS y, [1, 2] AS z, 'NaN'::DOUBLE AS w"
+    assert run(sql, "--format", "csv") == '"x","y","z","w"\n1,"a""b","[1, 2]",nan\n'
+    assert json.loads(run(sql, "--format", "json")) == [{"x": 1, "y": 'a"b', "z": [1, 2], "w": None}]
+    assert run(sql, "--format", "jsonl") == '{"x": 1, "y": "a\\"b", "z": [1, 2], "w": null}\n'
+    assert run("SELECT 10 AS n, 'ä' AS text", "--format", "table") == ("  n ┃ text\n━━━━╇━━━━━━\n 10 │ ä\n")
+    for form in ("csv", "parquet"):
+        path = tmp_path / f"out.{form}"
+        path.write_text("old")
+        assert run("SELECT 1 AS x", "--format", form, "-o", str(path)) == ""
+    assert (tmp_path / "out.csv").read_text() == '"x"\n1\n'
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [{"x": 1}]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "b", "c"], "3 arguments were given; expected an optional folder and one query in quotes"),
+        (["a", "b", "--saved", "x"], "2 arguments were given; expected an optional folder, as the query comes from"),
+        (["--saved", "missing"], "there is no readable query 'missing' in graphs-store; "),
+        (["--saved", "../x"], "is no name for a query"),
+        (["SELECT 1", "--save", "a/b"], "is no name for a query"),
+        (["--file", "missing.sql"], "missing.sql cannot be read"),
+        (["--file", "x", "--saved", "y"], "--file and --saved are two queries"),
+        (["SELECT 1", "--param", "x"], "'x' is no parameter; write it as NAME=VALUE"),
+        (["SELECT $n", "--param", "n=1", "--param", "m=2"], "parameter"),
+        (["SELECT 1", "--format", "parquet"], "--format parquet writes binary data; name a file with -o"),
+        (["SELECT 1", "-o", "missing/out.csv"], "cannot write missing/out.csv: No such file or directory"),
+        (["nowhere", "SELECT 1"], "nowhere does not exist; trace a prompt first"),
+        (["SELECT 1; SELECT 2"], "the query has 2 statements"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(folder, refused, arguments, message):
+    assert message in refused(*arguments)
+    assert not (folder / "graphs-store" / "queries" / "a").exists()
+
+
+def test_python_m_tracer_is_trace(folder):
+    result = subprocess.run(
+        [sys.executable, "-m", "tracer", "sql"], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, input="SELECT 1 AS x", check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout, result.stderr) == (0, '"x"\n1\n', "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_query_that_is_interrupted_is_told_in_one_line(folder, number):
+    sql, environment = (
+        "SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b",
+        os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tracer", "sql", sql],
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+    )
+    time.sleep(2.5)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    [line] = errors.strip().splitlines()
+    assert line.startswith("trace: interrupted; ")
+
+
+def test_a_query_that_fails_is_not_saved(folder, refused):
+    refused("SELEC 1", "--save", "broken")
+    assert "broken" not in GraphStore(folder / "graphs-store").saved_queries()
+
+
+def shell(folder: Path, typed: str, capsys: pytest.CaptureFixture[str], **parameters: object) -> tuple[str, str]:
+    with create_pipe_input() as keys:
+        keys.send_text(typed)
+        history = folder / "history"
+        run_shell(GraphStore(folder / "graphs-store"), parameters, history=history, input=keys, output=DummyOutput())
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_the_shell_answers_line_by_line_and_goes_on_after_errors(folder, capsys):
+    typed = "SELEC 1;\nSELECT count(*) AS n\nFROM graphs;\nSELECT $k AS k;\n.quit\n"
+    out, err = shell(folder, typed, capsys, k=7)
+    assert out.startswith(str(folder / "graphs-store"))
+    assert " n\n━━━\n 2\n" in out
+    assert " k\n━━━\n 7\n" in out
+    assert err.startswith("error: Parser Error: syntax error")
+    assert "SELECT count(*) AS n" in (folder / "history").read_text()
+
+
+def test_the_shell_ends_with_its_input_and_forgets_what_was_interrupted(folder, capsys):
+    out, err = shell(folder, "SELECT nonsense\n\x03SELECT 5 AS five;\n\x04", capsys)
+    assert " five\n" in out
+    assert err == ""
+
+
+# a training run
+
+
+@pytest.fixture
+def training(tmp_path) -> Path:
+    """The folder of a training run, as far as it has got."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / SETTINGS).write_text("{}")
+    rows = [{"step": step, "tokens": 100 * step, "nmse_by_layer": [0.5, 0.25]} for step in (1, 2)]
+    save_metrics(folder / METRICS, rows)
+    (folder / "query.sql").write_text("SELECT max(tokens) AS t FROM metrics")
+    return folder
+
+
+def test_the_metrics_of_a_training_run_are_a_table(run, training, tmp_path):
+    query = "SELECT step, nmse_by_layer FROM metrics WHERE step = $s"
+    answer = run("run", query, "--param", "s=2", "--format", "json", inside=tmp_path)
+    assert json.loads(answer) == [{"step": 2, "nmse_by_layer": [0.5, 0.25]}]
+    assert run("run", "FROM metrics SELECT count(*) AS n", inside=tmp_path) == '"n"\n2\n'
+    assert run("run", "--file", "run/query.sql", inside=tmp_path) == '"t"\n200\n'
+    assert run("run", "SHOW TABLES", inside=tmp_path) == '"name"\n"metrics"\n'
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("FROM graphs", "Table with name graphs does not exist"),
+        ("DELETE FROM metrics", "DELETE statements are not allowed"),
+        ("COPY metrics TO 'x.csv'", "COPY statements are not allowed"),
+        ("FROM 'run/metrics.parquet'", "metrics.parquet"),
+        ("FROM read_text('run/run.json')", "Permission Error"),
+    ],
+)
+def test_a_training_run_is_only_read(refused, training, tmp_path, query, message):
+    before = sorted(training.iterdir())
+    assert message in refused("run", query, inside=tmp_path)
+    assert sorted(training.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_folder_that_is_neither_a_store_nor_a_run_is_told_in_one_line(refused, training, tmp_path):
+    neither = "run is neither a store of graphs, which has store.json, nor a training run that has reported"
+    assert "saves no queries" in refused("run", "FROM metrics", "--save", "x", inside=tmp_path)
+    (training / METRICS).write_bytes(b"PAR1")
+    assert "run/metrics.parquet cannot be read" in refused("run", "FROM metrics", inside=tmp_path)
+    (training / METRICS).unlink()
+    assert neither in refused("run", "FROM metrics", inside=tmp_path)
+    (training / SETTINGS).rename(training / "notes.txt")
+    assert neither in refused("run", "FROM graphs", inside=tmp_path)

@@ -1,0 +1,181 @@
+"""`trace sql`: where the query comes from, what its parameters are, what it is asked of, and where the answer goes."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tracer.options import DEFAULT_STORE, existing_store, warn_of_damage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from graphs import GraphStore
+
+RUN, METRICS = "run.json", "metrics.parquet"
+"""In the folder of a training run. `transcoders.progress` names them too, but imports torch, which takes seconds."""
+
+
+@click.command("sql")
+@click.argument("arguments", nargs=-1, metavar="[FOLDER] [QUERY]")
+@click.option("--file", "source", type=click.Path(path_type=Path), help="Read the query from this file.")
+@click.option("--saved", metavar="NAME", help="Ask the query that was saved under this name.")
+@click.option("--save", metavar="NAME", help="Save the query under this name, if it could be answered.")
+@click.option("--list-saved", is_flag=True, help="List the saved queries.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]),
+    help="[default: table on a terminal, csv on a pipe]",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead of stdout."
+)
+@click.option(
+    "--param",
+    "values",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Value of $NAME in the query: a number, true, false, null, or text; in double quotes always text. Repeatable.",
+)
+@click.option(
+    "-p", "--parameter", "texts", multiple=True, metavar="NAME=TEXT", help="The same, but always text. Repeatable."
+)
+def sql(
+    arguments: tuple[str, ...], source: Path | None, saved: str | None, save: str | None, list_saved: bool,
+    form: str | None, output: Path | None, values: tuple[str, ...], texts: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Query all saved graphs with one read-only DuckDB SELECT.
+
+    QUERY is SQL in quotes, or - to read it from stdin. Without a query, a shell opens on a terminal, and stdin is
+    read otherwise. Tables: graphs, nodes, edges, features, supernodes, interventions, validations, tokens, logits; for
+    them and the macros see docs/schema.md. Of a training run's folder, the one table is metrics.
+
+    \b
+    Examples:
+      trace sql "SELECT graph_id, prompt, replacement_score FROM graphs"
+      trace sql "FROM strongest_path('Dallas')"
+      trace sql my-graphs "SELECT label, count(*) FROM nodes WHERE token = \\$t GROUP BY 1" -p t=is
+      trace sql "FROM common_features(NULL, \\$k)" --param k=20 --format json -o features.json
+      trace sql --file question.sql --save question
+      trace sql --saved question
+      trace sql my-run "SELECT step, loss, l0 FROM metrics"
+      trace sql
+    """
+    from tracer.tables import write_table
+
+    parameters = {**_parameters(texts, str), **_parameters(values, _value)}
+    folder, query = _split(arguments, has_query=bool(source or saved or list_saved))
+    if _is_run(folder):
+        if saved or save or list_saved:
+            raise click.ClickException(f"{folder} is a training run, which saves no queries; leave --save… out.")
+        table = _of_metrics(folder, _query(query, source), parameters)
+        write_table(table, _form(form, output), output)
+        return
+    store = existing_store(folder)
+    warn_of_damage(store)
+    if list_saved:
+        write_table(_listed(store), _form(form, output), output)
+        return
+    if source is not None and saved is not None:
+        raise click.ClickException("--file and --saved are two queries; give one of them.")
+    text = _query(query, source) if saved is None else store.saved_query(saved)
+    if text is None:
+        from tracer.sql_shell import run_shell
+
+        run_shell(store, parameters)
+        return
+    table = store.sql(text, **parameters)
+    if save is not None:
+        store.save_query(save, text)
+    write_table(table, _form(form, output), output)
+
+
+def _split(arguments: tuple[str, ...], *, has_query: bool) -> tuple[Path, str | None]:
+    """The folder, and the query if it is among the arguments."""
+    expected = 1 if has_query else 2
+    if len(arguments) > expected:
+        raise click.ClickException(
+            f"{len(arguments)} arguments were given; expected an optional folder"
+            + (", as the query comes from an option." if has_query else " and one query in quotes.")
+        )
+    if len(arguments) == 2:
+        return Path(arguments[0]), arguments[1]
+    if has_query or (arguments and Path(arguments[0]).is_dir()):
+        return Path(*(arguments or (DEFAULT_STORE,))), None
+    return Path(DEFAULT_STORE), arguments[0] if arguments else None
+
+
+def _query(query: str | None, source: Path | None) -> str | None:
+    """The SQL, wherever it is; None if a person is to type it."""
+    if source is not None:
+        try:
+            return source.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.ClickException(f"{source} cannot be read ({error}); name a text file with SQL.") from error
+    if query == "-" or (query is None and not sys.stdin.isatty()):
+        return sys.stdin.read()
+    return query
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether this is the folder of a training run; an error if it holds something that is neither that nor a store."""
+    from graphs.description import is_foreign
+
+    if not folder.is_dir() or not is_foreign(folder):
+        return False
+    if not (folder / RUN).is_file() or not (folder / METRICS).is_file():
+        raise click.ClickException(
+            f"{folder} is neither a store of graphs, which has store.json, nor a training run that has reported, which "
+            f"has {RUN} and {METRICS}; name another folder."
+        )
+    return True
+
+
+def _of_metrics(folder: Path, query: str | None, parameters: dict[str, object]) -> "pa.Table":
+    """The answer of a training run's metrics; a training that goes on puts new ones in their place whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from graphs.database import query_table
+
+    if query is None:
+        raise click.ClickException(f'{folder} is a training run; give a query too, as in "FROM metrics".')
+    try:
+        with pq.ParquetFile(folder / METRICS) as file:
+            metrics = file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise click.ClickException(f"{folder / METRICS} cannot be read ({error}); it is damaged.") from error
+    return query_table("metrics", metrics, query, parameters)
+
+
+def _parameters(pairs: tuple[str, ...], value: Any) -> dict[str, object]:
+    found = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (name.isidentifier() and equals):
+            raise click.ClickException(f"{pair!r} is no parameter; write it as NAME=VALUE.")
+        found[name] = value(text)
+    return found
+
+
+def _value(text: str) -> object:
+    """A number, a truth value or a text, as JSON writes them; what is no JSON is text."""
+    try:
+        value = json.loads(text, parse_constant=str)
+    except ValueError:
+        return text
+    return text if isinstance(value, dict | list) else value
+
+
+def _form(form: str | None, output: Path | None) -> str:
+    return form or ("table" if sys.stdout.isatty() and output is None else "csv")
+
+
+def _listed(store: "GraphStore") -> "pa.Table":
+    import pyarrow as pa
+
+    rows = [{"name": name, "query": text.strip()} for name, text in store.saved_queries().items()]
+    return pa.Table.from_pylist(rows, pa.schema([("name", pa.string()), ("query", pa.string())]))

@@ -1,0 +1,81 @@
+"""The shell of `trace sql`: SQL line by line until a semicolon, with history and completion."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import WordCompleter
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input import Input
+from prompt_toolkit.output import Output
+
+from graphs import GraphError, GraphStore
+from graphs.schema import macros, tables, views
+from tracer.tables import table_text
+
+HELP = "end a query with ; — SHOW TABLES; DESCRIBE nodes; — .quit or Ctrl-D leaves"
+
+_KEYWORDS = "SELECT FROM WHERE GROUP BY ORDER LIMIT JOIN USING AS AND OR NOT NULL count sum avg DESC DISTINCT".split()
+
+
+def run_shell(
+    store: GraphStore,
+    parameters: Mapping[str, object],
+    *,
+    history: Path | None = None,
+    input: Input | None = None,
+    output: Output | None = None,
+) -> None:
+    """Answer queries until the end of the input; an error is told and the shell goes on.
+
+    `history` is a file, by default one of the user's own; `input` and `output` are a terminal's.
+    """
+    session: PromptSession[str] = PromptSession(
+        history=_history(history or Path(click.get_app_dir("trace")) / "sql_history"),
+        completer=WordCompleter(_words(), ignore_case=True),
+        complete_while_typing=False,
+        input=input,
+        output=output,
+    )
+    click.echo(f"{store.folder}: {len(store.ids())} graphs; {HELP}")
+    query = ""
+    while True:
+        try:
+            line = session.prompt("  ... " if query else "sql> ")
+        except KeyboardInterrupt:
+            query = ""
+            continue
+        except EOFError:
+            return
+        if not query and line.strip() in (".quit", ".exit"):
+            return
+        query = f"{query}\n{line}".strip()
+        if query.endswith(";"):
+            _answer(store, query, parameters)
+            query = ""
+
+
+def _answer(store: GraphStore, query: str, parameters: Mapping[str, object]) -> None:
+    used = {name: value for name, value in parameters.items() if f"${name}" in query}
+    try:
+        click.echo(table_text(store.sql(query, **used)))
+    except GraphError as error:
+        click.echo(f"error: {error}", err=True)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+
+
+def _history(path: Path) -> History:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        click.echo(f"trace: no history is kept: {path} cannot be written ({error.strerror}).", err=True)
+        return InMemoryHistory()
+    return FileHistory(str(path))
+
+
+def _words() -> list[str]:
+    columns = {column for schema in tables().values() for column in schema.names}
+    return sorted({*tables(), *views(), *macros(), *columns, *_KEYWORDS})

@@ -1,0 +1,118 @@
+"""Tables of results as people and other programs read them."""
+
+import io
+import json
+import math
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+
+from graphs.files import file_errors_as_graph_errors, write_atomically
+from tracer.errors import TraceError
+
+_WRAPPED_ROWS = 200  # more are not wrapped to the width of the terminal: it would take seconds
+
+
+def write_table(table: pa.Table, form: str, output: Path | None) -> None:
+    """Write a query's result to stdout, or to a file that is there whole or not at all."""
+    if form == "parquet" and output is None:
+        raise TraceError("--format parquet writes binary data; name a file with -o.")
+    if output is None:
+        sys.stdout.write(_text(table, form))
+        return
+    write: Callable[[Path], Any] = partial(pq.write_table, table, compression="zstd")
+    if form != "parquet":
+        write = partial(Path.write_text, data=_text(table, form), encoding="utf-8")
+    with file_errors_as_graph_errors(f"write {output}"):
+        write_atomically(output, write)
+
+
+def table_text(table: pa.Table) -> str:
+    """A table for people: as wide as it needs to be when not on a terminal."""
+    numbers = [pa.types.is_integer(column.type) or pa.types.is_floating(column.type) for column in table.schema]
+    rows = [[_cell(value) for value in row.values()] for row in _rows(table)]
+    if not sys.stdout.isatty() or len(rows) > _WRAPPED_ROWS:
+        return _aligned(table.column_names, rows, numbers)
+    shown = Table(show_edge=False, header_style="bold")
+    for name, number in zip(table.column_names, numbers, strict=True):
+        shown.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    console = Console(file=io.StringIO(), force_terminal=True, markup=False)
+    console.print(shown)
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def _text(table: pa.Table, form: str) -> str:
+    match form:
+        case "csv":
+            buffer = io.BytesIO()
+            pyarrow.csv.write_csv(_flat(table), buffer)
+            return buffer.getvalue().decode()
+        case "json":
+            return json.dumps(_plain(_rows(table)), ensure_ascii=False, indent=2, default=str) + "\n"
+        case "jsonl":
+            rows = _plain(_rows(table))
+            return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        case _:
+            return table_text(table) + "\n"
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    return table.to_pylist(maps_as_pydicts="strict")
+
+
+def _aligned(names: list[str], rows: list[list[str]], numbers: list[bool]) -> str:
+    """The table as rich draws it, but quick for thousands of rows."""
+    columns = list(zip(*([names, *rows]), strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+
+    def line(cells: list[str], between: str) -> str:
+        padded = [
+            " " * (width - cell_len(cell)) + cell if number else cell + " " * (width - cell_len(cell))
+            for cell, width, number in zip(cells, widths, numbers, strict=True)
+        ]
+        return f" {between.join(padded)}".rstrip()
+
+    rule = "╇".join("━" * (width + 2) for width in widths)
+    shown = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
+    return "\n".join([line(names, " ┃ "), rule, *(line(row, " │ ") for row in shown)])
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity; null stands for both."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """Lists and structs as JSON text: CSV has no nested values."""
+    for i, column in enumerate(table.schema):
+        if pa.types.is_nested(column.type):
+            texts = [
+                None if v is None else json.dumps(_plain(v), ensure_ascii=False, default=str)
+                for v in table[i].to_pylist(maps_as_pydicts="strict")
+            ]
+            table = table.set_column(i, column.name, pa.array(texts, pa.string()))
+    return table
