@@ -102,6 +102,7 @@ def train(
       trace train --data stories.jsonl --out run --n-features 2048 --tokens 5_000_000
       trace train --model org/model --data org/texts --out run --device cuda --dtype bfloat16
       torchrun --nproc-per-node 4 -m tracer train --data texts/ --out run
+      trace sql run "SELECT step, loss, l0, dead FROM metrics"
       trace "Once upon a time" --model org/model --transcoder run/transcoder
     """
     from tracer.loading import load_for_training
