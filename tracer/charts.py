@@ -1,7 +1,7 @@
 """Small charts as inline SVG and tables with tinted cells; colours and sizes are the page's style sheet's."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 360, 200
@@ -13,7 +13,7 @@ Values = Sequence[float | None]
 
 
 def lines(
-    title: str, series: dict[str, Values], *, across: str, top: float | None = None, show: Callable[[float], str]
+    title: str, series: Mapping[str, Values], *, across: str, top: float | None = None, show: Callable[[float], str]
 ) -> str:  # fmt: skip
     """Lines over 0, 1, 2, …; `top` ends the vertical axis, by default above the largest value."""
     n = max(len(values) for values in series.values())

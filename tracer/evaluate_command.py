@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option("--column", default="text", show_default=True, help="Column of the text in JSONL, Parquet and Hub data.")
 @click.option("--split", default="train", show_default=True, help="Part of a Hub data set.")
-@click.option("--context", default=128, show_default=True, help="Tokens in a sequence of --data.")
+@click.option("--context", type=int, help="Tokens in a sequence of --data.  [default: 128, or what the model reads]")
 @click.option("--tokens", default=16_384, show_default=True, help="Tokens of --data to evaluate on.")
 @click.option("--graphs", default=20, show_default=True, help="Prompts to trace for replacement and completeness.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write one page with plots here.")
 def evaluate(
     model: str | None, transcoder: str | None, data: str | None, prompts: Path | None, column: str, split: str,
-    context: int, tokens: int, graphs: int, device: str, dtype: str, as_json: bool, html: Path | None,
+    context: int | None, tokens: int, graphs: int, device: str, dtype: str, as_json: bool, html: Path | None,
 ) -> None:  # fmt: skip
     """Measure how well a transcoder stands in for a model's MLPs.
 
@@ -63,8 +63,8 @@ def evaluate(
         raise TraceError("--data and --prompts were both given; evaluate on one of them at a time.")
     if html is not None and not html.absolute().parent.is_dir():
         raise TraceError(f"the folder of {html} does not exist; make it first.")
-    if min(tokens, context) < 2 or graphs < 0:
-        raise TraceError("expected 2 or more --tokens and --context, and 0 or more --graphs.")
+    if tokens < 1 or graphs < 0:
+        raise TraceError(f"--tokens is {tokens} and --graphs is {graphs}; expected 1 or more, and 0 or more.")
     from tracer.commands import progress
     from tracer.loading import Source, load
 
@@ -95,8 +95,8 @@ def _prompts(
 
 
 def _text(
-    replacement: "ReplacementModel", data: str, column: str, split: str, context: int, tokens: int, graphs: int, *,
-    bundled: bool,
+    replacement: "ReplacementModel", data: str, column: str, split: str, context: int | None, tokens: int,
+    graphs: int, *, bundled: bool,
 ) -> "Material":  # fmt: skip
     from tracer import lab
     from tracer.material import material_of_corpus

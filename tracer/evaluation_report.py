@@ -160,12 +160,13 @@ def _prompt_table(record: dict[str, Any]) -> list[str]:
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, n_texts: int = 1) -> str:
     """A table as wide as it needs to be; its first columns are texts, the others numbers."""
-    shown = Table(title=title, title_justify="left", title_style="", show_edge=False, header_style="")
+    shown = Table(show_edge=False, header_style="")
     for i, column in enumerate(columns):
         shown.add_column(column, justify="left" if i < n_texts else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*row)
     console = Console(width=4000, file=io.StringIO(), markup=False, highlight=False)
+    console.print(title)
     console.print(shown)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())

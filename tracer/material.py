@@ -10,6 +10,8 @@ from tracer.replacement import ReplacementModel
 from transcoders.corpus import Corpus, open_corpus
 from transcoders.passages import Passages, passages_of_corpus, passages_of_prompts
 
+CONTEXT = 128
+"""Tokens of a sequence, where the model reads so many."""
 OPENING = 32
 """Tokens of a document that are traced."""
 
@@ -33,14 +35,15 @@ def material_of_prompts(replacement: ReplacementModel, prompts: Sequence[str], n
 
 
 def material_of_corpus(
-    replacement: ReplacementModel, corpus: Corpus, *, context: int, n_tokens: int, n_graphs: int
+    replacement: ReplacementModel, corpus: Corpus, *, context: int | None, n_tokens: int, n_graphs: int
 ) -> Material:
     """The first tokens of a corpus; the openings of its first documents are traced."""
-    longest = getattr(replacement.model.config, "max_position_embeddings", None) or context
-    if not 2 <= context <= longest:
-        raise TraceError(f"--context is {context}; the model reads {longest} tokens at most, and 2 are the least.")
-    passages = passages_of_corpus(corpus, replacement.tokenizer, context=context, n_tokens=n_tokens)
-    openings = (opening(replacement, text, min(OPENING, context - 1)) for text in corpus.documents(0))
+    longest: int = getattr(replacement.model.config, "max_position_embeddings", None) or context or CONTEXT
+    length = min(CONTEXT, longest) if context is None else context
+    if not 2 <= length <= longest:
+        raise TraceError(f"--context is {length}; the model reads {longest} tokens at most, and 2 are the least.")
+    passages = passages_of_corpus(corpus, replacement.tokenizer, context=length, n_tokens=n_tokens)
+    openings = (opening(replacement, text, min(OPENING, length - 1)) for text in corpus.documents(0))
     return Material(corpus.name, passages, tuple(islice(filter(None, openings), n_graphs)), reads_last=False)
 
 

@@ -220,6 +220,12 @@ def test_a_context_that_the_model_cannot_read_is_refused(context):
         material_of_corpus(tiny(), tokens_corpus(["w1 w2"], "x"), context=context, n_tokens=9, n_graphs=0)
 
 
+def test_sequences_are_as_long_as_the_model_reads_by_default():
+    corpus = tokens_corpus(["w1 " * 100], "a hundred words")
+    material = material_of_corpus(tiny(), corpus, context=None, n_tokens=99, n_graphs=0)
+    assert material.passages.tokens.shape == (4, 32)
+
+
 def test_an_opening_ends_after_a_token():
     assert opening(tiny(), "w1 w2  w3 w4", 3) == "w1 w2  w3"
     assert opening(tiny(), "w1 w2", 3) == "w1 w2"
@@ -276,8 +282,8 @@ def test_a_transcoder_and_a_model_of_ones_own_are_evaluated(tmp_path):
         (("--model", "m", "--transcoder", "t"), "--model needs a --transcoder, and --data or --prompts"),
         (("--data", "d.txt", "--prompts", "words.txt"), "--data and --prompts were both given"),
         (("--html", "nowhere/page.html"), "the folder of nowhere/page.html does not exist; make it first"),
-        (("--graphs", "-1"), "0 or more --graphs"),
-        (("--tokens", "1"), "2 or more --tokens"),
+        (("--graphs", "-1"), "--graphs is -1; expected 1 or more, and 0 or more"),
+        (("--tokens", "0"), "--tokens is 0"),
         (("--prompts", "empty.txt"), "empty.txt holds no prompt; expected one on each line"),
         (("--prompts", "words.txt"), "'Gotham' is not a word of the lab model"),
         (("--prompts", "bytes.txt"), "bytes.txt cannot be read"),
