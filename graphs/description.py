@@ -12,6 +12,9 @@ from graphs.schema import SCHEMA_VERSION
 
 FORMAT = "clt-tracer store"
 
+FILES = "files.json"
+"""In a store that was pushed or fetched: names its files, see `graphs.remote`."""
+
 _DESCRIPTION = "store.json"
 
 
@@ -40,11 +43,20 @@ def create_folder(folder: Path) -> None:
 
     An older program must not open it then: it would miss graphs in packs, and take new columns for damage.
     """
-    check_folder(folder)
+    check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / _DESCRIPTION).exists() or _read_version(folder) < SCHEMA_VERSION:
         content = json.dumps({"format": FORMAT, "schema_version": SCHEMA_VERSION})
         write_atomically(folder / _DESCRIPTION, partial(Path.write_text, data=content + os.linesep, encoding="utf-8"))
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `GraphError` unless the folder is a store of its own, or nothing yet."""
+    check_folder(folder)
+    if (folder / FILES).exists():
+        raise GraphError(
+            f"{folder} is a copy of a store that was pushed, and only read; write to the store and push it again."
+        )
 
 
 def _read_version(folder: Path) -> int:

@@ -29,7 +29,7 @@ from graphs.columns import info_from_row, infos_from_table
 from graphs.compact import Compacted, compact_folder, mark_deleted
 from graphs.comparisons import Comparison, comparison_contents, save_comparison
 from graphs.database import UNLIMITED, Content, Limits
-from graphs.description import check_folder, create_folder
+from graphs.description import check_folder, check_writable, create_folder
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, locked_folder, reading, write_atomically
 from graphs.folder import DAMAGE, HEAD, Checked, Head, check_graph, head_stamp, is_unchanged, read_graph, write_graph
@@ -286,6 +286,7 @@ class GraphStore:
     @contextmanager
     def _kept(self, graph_id: str) -> Iterator[Path]:
         """As `_require`, and nobody else deletes the graph meanwhile: what is put beside it is not left without it."""
+        check_writable(self.folder)
         self._require(graph_id)  # or else the lock would make folders where there is no store
         with locked_folder(self.folder / PACKS / DELETED):
             yield self._require(graph_id)

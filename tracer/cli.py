@@ -15,7 +15,16 @@ from tracer.batch_command import batch
 from tracer.compare_command import diff, merge, stability
 from tracer.evaluate_command import evaluate
 from tracer.exchange_command import export, import_
-from tracer.options import DEFAULT_STORE, existing_store, model_options, store_option, trace_options, warn_of_damage
+from tracer.options import (
+    DEFAULT_STORE,
+    StoreFolder,
+    existing_store,
+    model_options,
+    store_argument,
+    store_option,
+    trace_options,
+    warn_of_damage,
+)
 from tracer.sql_command import sql
 from tracer.train_command import train
 
@@ -104,7 +113,7 @@ def trace_prompt(
 
 
 @cli.command("view")
-@click.argument("folder", default=DEFAULT_STORE, type=click.Path(path_type=Path))
+@store_argument
 @click.option("--port", default=8030, show_default=True, help="Port on 127.0.0.1; 0 takes any free one.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
 def view(folder: Path, port: int, open_browser: bool) -> None:
@@ -122,7 +131,7 @@ cli.add_command(sql)
 
 
 @cli.command("list")
-@click.argument("folder", default=DEFAULT_STORE, type=click.Path(path_type=Path))
+@store_argument
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
 def list_graphs(folder: Path, as_json: bool) -> None:
     """List the saved graphs, newest first.
@@ -157,7 +166,7 @@ def show(graph_id: str, store: Path, as_json: bool) -> None:
 
 @cli.command("rm")
 @click.argument("graph_ids", nargs=-1, required=True)
-@store_option()
+@store_option("Folder of saved graphs.", read_only=False)
 def remove(graph_ids: tuple[str, ...], store: Path) -> None:
     """Delete saved graphs; damaged ones too.
 
@@ -174,7 +183,7 @@ def remove(graph_ids: tuple[str, ...], store: Path) -> None:
 
 
 @cli.command("compact")
-@click.argument("folder", default=DEFAULT_STORE, type=click.Path(path_type=Path))
+@click.argument("folder", default=DEFAULT_STORE, type=StoreFolder(read_only=False))
 def compact(folder: Path) -> None:
     """Move all saved graphs into few files: smaller, and quick to query when there are thousands.
 
@@ -187,6 +196,31 @@ def compact(folder: Path) -> None:
     from tracer import commands
 
     click.echo(commands.compact_store(existing_store(folder)))
+
+
+@cli.command("push")
+@click.argument("arguments", nargs=-1, required=True, metavar="[FOLDER] ADDRESS")
+@click.option("--replace", is_flag=True, help="Put this store in the place of what somebody else pushed there.")
+def push(arguments: tuple[str, ...], replace: bool) -> None:
+    """Copy saved graphs to a remote folder, where others can read them: ADDRESS is anything that fsspec knows.
+
+    Only files that changed are sent. Compact first: few large files travel better than many. By their address,
+    trace sql, list, show, view and export read them, also from a web server. s3:// needs the package s3fs, http://
+    aiohttp, gs:// gcsfs, az:// adlfs.
+
+    \b
+    Examples:
+      trace push s3://bucket/graphs
+      trace push my-graphs s3://bucket/graphs
+      trace sql s3://bucket/graphs "SELECT count(*) FROM edges"
+    """
+    from tracer.remote import push_store
+
+    if len(arguments) > 2:
+        raise CommandError(f"{len(arguments)} arguments were given; expected an optional folder and an address.")
+    folder = Path(*arguments[:-1] or (DEFAULT_STORE,))
+    existing_store(folder)
+    click.echo(push_store(folder, arguments[-1], replace=replace))
 
 
 @cli.command("convert")

@@ -154,6 +154,13 @@ def compact_store(store: GraphStore) -> str:
     return "\n".join(lines)
 
 
+def _scores(replacement: float | None, completeness: float | None) -> str:
+    """A graph made in Python need not have any."""
+    if replacement is None or completeness is None:
+        return "not computed"
+    return f"replacement {replacement:.2f}, completeness {completeness:.2f}"
+
+
 def _text(record: dict, graph: AttributionGraph) -> str:
     """The circuit as a person would tell it."""
     scores, counts = record["scores"], record["counts"]
@@ -174,9 +181,9 @@ def _text(record: dict, graph: AttributionGraph) -> str:
     else:
         whole += f"; {graph.n_nodes} nodes and {graph.n_edges} edges kept"
     lines += ["", f"Graph    {whole}"]
-    lines.append(f"Scores   replacement {scores['replacement']:.2f}, completeness {scores['completeness']:.2f}")
+    lines.append(f"Scores   {_scores(scores['replacement'], scores['completeness'])}")
     if scores["pruned_replacement"] is not None:
-        lines[-1] += f"; after pruning {scores['pruned_replacement']:.2f} and {scores['pruned_completeness']:.2f}"
+        lines[-1] += f"; after pruning {_scores(scores['pruned_replacement'], scores['pruned_completeness'])}"
     if np.isnan(graph.pre_activation).all():
         lines.append(
             "Checked  nothing: the graph was imported, and its file has no biases; its scores are those of the file"

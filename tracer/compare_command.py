@@ -11,7 +11,7 @@ from tracer.options import existing_store, store_option
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that all of them have."""
     for option in (
-        store_option(),
+        store_option("Folder of saved graphs.", read_only=False),
         click.option("--name", help="Name of the comparison in the store.  [default: made from what is compared]"),
         click.option("--align", "alignment", type=click.Choice(["diff", "end", "start", "anywhere"]), default="diff",
                      show_default=True, help="Which places are the same: by the tokens, counted from the end or start, "

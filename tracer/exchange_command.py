@@ -42,7 +42,7 @@ def export(graph_id: str, file: Path, form: str | None, scan: str | None, store:
 @click.option("--tokenizer", metavar="DIR", help="Tokenizer that gives tokens of .pt graphs their texts.")
 @click.option("--node-threshold", type=float, help="Keep nodes that hold this share of the influence.  [default: all]")
 @click.option("--edge-threshold", type=float, help="Keep edges that hold this share.  [default: all]")
-@store_option("Folder to save in.")
+@store_option("Folder to save in.", read_only=False)
 def import_(files: tuple[Path, ...], check: bool, features: Path | None, transcoder: str | None, store: Path,
             **wanted: Any) -> None:  # fmt: skip
     """Save graphs of other programs: circuit-tracer's and Neuronpedia's JSON of any size, circuit-tracer's .pt.

@@ -25,9 +25,34 @@ def trace_options(command: _Command) -> _Command:
     return _with(command, _TRACE)
 
 
-def store_option(text: str = "Folder of saved graphs.") -> Callable[[_Command], _Command]:
-    """The option --store of commands that trace nothing."""
-    return click.option("--store", default=DEFAULT_STORE, show_default=True, type=click.Path(path_type=Path), help=text)
+class StoreFolder(click.Path):
+    """A folder of saved graphs; where it is only read also the address of one, which is fetched first."""
+
+    def __init__(self, *, read_only: bool) -> None:
+        super().__init__(path_type=Path)
+        self.read_only = read_only
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" not in str(value):
+            return super().convert(value, param, ctx)
+        if not self.read_only:
+            self.fail(f"{value} is no folder; trace into a folder, and then: trace push FOLDER {value}", param, ctx)
+        from tracer.remote import fetched
+
+        return fetched(value)
+
+
+def store_argument(command: _Command) -> _Command:
+    """The argument FOLDER of commands that only read."""
+    return click.argument("folder", default=DEFAULT_STORE, type=StoreFolder(read_only=True))(command)
+
+
+def store_option(
+    text: str = "Folder or address of saved graphs.", *, read_only: bool = True
+) -> Callable[[_Command], _Command]:
+    """The option --store."""
+    folder = StoreFolder(read_only=read_only)
+    return click.option("--store", default=DEFAULT_STORE, show_default=True, type=folder, help=text)
 
 
 def existing_store(folder: Path) -> "GraphStore":
@@ -63,7 +88,7 @@ _MODEL = (
         type=click.Choice(DTYPES),
         help="Of the weights; sums are float32 or better.",
     ),
-    store_option("Folder to save the graph in."),
+    store_option("Folder to save the graph in.", read_only=False),
 )
 _TRACE = (
     click.option(

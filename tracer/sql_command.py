@@ -1,13 +1,14 @@
 """`trace sql`: where the query comes from, what its parameters are, what it is asked of, and where the answer goes."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracer.options import DEFAULT_STORE, existing_store, warn_of_damage
+from tracer.options import DEFAULT_STORE, StoreFolder, existing_store, warn_of_damage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,6 +62,7 @@ def sql(
       trace sql "FROM common_features(NULL, \\$k)" --param k=20 --format json -o features.json
       trace sql --file question.sql --save question
       trace sql --saved question
+      trace sql s3://bucket/graphs "SELECT count(*) FROM edges"
       trace sql my-run "SELECT step, loss, l0 FROM metrics"
       trace sql
     """
@@ -101,11 +103,16 @@ def _split(arguments: tuple[str, ...], *, has_query: bool) -> tuple[Path, str | 
             f"{len(arguments)} arguments were given; expected an optional folder"
             + (", as the query comes from an option." if has_query else " and one query in quotes.")
         )
-    if len(arguments) == 2:
-        return Path(arguments[0]), arguments[1]
-    if has_query or (arguments and Path(arguments[0]).is_dir()):
-        return Path(*(arguments or (DEFAULT_STORE,))), None
+    if len(arguments) == 2 or has_query or (arguments and _is_folder(arguments[0])):
+        folder = arguments[0] if arguments else DEFAULT_STORE
+        query = arguments[1] if len(arguments) == 2 else None
+        return StoreFolder(read_only=True).convert(folder, None, None), query
     return Path(DEFAULT_STORE), arguments[0] if arguments else None
+
+
+def _is_folder(text: str) -> bool:
+    """Whether the one argument is not SQL."""
+    return Path(text).is_dir() or re.fullmatch(r"[A-Za-z0-9+.-]+://\S+", text) is not None
 
 
 def _query(query: str | None, source: Path | None) -> str | None:

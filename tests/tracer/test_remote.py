@@ -1,0 +1,81 @@
+"""`trace push`, and the commands that read a store by its address."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from graphs import GraphStore
+from tests.graphs.conftest import _random_graph
+from tracer.cli import main
+
+COUNT = "SELECT count(*) AS n FROM graphs"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Exit status, stdout and stderr of `trace …`, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run_here(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["trace", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(COUNT))
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
+
+    return run_here
+
+
+@pytest.fixture
+def address(tmp_path) -> str:
+    """Where the store of one graph under the usual name is to be pushed."""
+    GraphStore(tmp_path / "graphs-store").save(_random_graph(0))
+    return f"file://{tmp_path}/there"
+
+
+def test_a_pushed_store_is_read_by_its_address(run, address, tmp_path):
+    code, out, _ = run("push", address)
+    assert (code, out.split(",")[0]) == (0, "Pushed   4 files")
+    for arguments in (("sql", address, COUNT), ("sql", address), ("sql", address, "-")):
+        assert run(*arguments) == (0, '"n"\n1\n', "")
+    [graph] = json.loads(run("list", address, "--json")[1])
+    assert "Texas" in run("show", graph["graph_id"], "--store", address)[1]
+    assert run("export", graph["graph_id"], "graph.json", "--store", address)[0] == 0
+    GraphStore(tmp_path / "graphs-store").save(_random_graph(1))
+    assert run("push", "graphs-store", address)[1].endswith("4 were there\n")
+    assert run("sql", address, COUNT) == (0, '"n"\n2\n', "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("a prompt", "--store"),
+        ("batch", "prompts.txt", "--store"),
+        ("rm", "x", "--store"),
+        ("diff", "a", "b", "--store"),
+        ("compact",),
+    ],
+)
+def test_what_writes_takes_no_address(run, address, tmp_path, arguments):
+    (tmp_path / "prompts.txt").write_text("a prompt\n")
+    code, out, errors = run(*arguments, address)
+    assert (code, out, errors.count("\n")) == (2, "", 1)
+    assert f"{address} is no folder; trace into a folder, and then: trace push FOLDER {address}" in errors
+    assert not (tmp_path / "file:").exists()
+
+
+def test_a_push_that_cannot_be_is_told_in_one_line(run, address):
+    for arguments, expected in (
+        (("push", "nowhere", address), "nowhere does not exist"),
+        (("push", "a", "b", "c"), "3 arguments were given; expected an optional folder and an address"),
+        (("sql", address, COUNT), "has no files.json, so no store was pushed there"),
+    ):
+        code, out, errors = run(*arguments)
+        assert (code, out, errors.count("\n")) == (2, "", 1)
+        assert expected in errors
