@@ -55,6 +55,13 @@ TERMINATED = 128 + 15
     help="Precision of the transcoder's weights; bfloat16 is rounded stochastically.",
 )
 @click.option(
+    "--moments",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "8bit"]),
+    help="The optimiser's two numbers for each weight.",
+)
+@click.option(
     "--products",
     default="float32",
     show_default=True,

@@ -14,6 +14,7 @@ WRITES = ("hook_mlp_out", "mlp.hook_out")
 ACTIVATIONS = ("relu", "jumprelu", "topk")
 TRAINED = ("batchtopk", "topk", "jumprelu", "relu")
 PRECISIONS = ("float32", "bfloat16")
+MOMENTS = ("float32", "8bit")
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ class TrainConfig:
     clip: float = 1.0
     """Largest norm of all gradients together."""
     weights: str = "float32"
-    """"float32", or "bfloat16" with stochastic rounding; the optimiser's own numbers are float32 in both."""
+    """"float32", or "bfloat16" with stochastic rounding."""
+    moments: str = "float32"
+    """The optimiser's own numbers: "float32", or "8bit" for matrices."""
     products: str = "float32"
     """Precision of the matrix products with "float32" weights: "float32" or "bfloat16"."""
 
@@ -132,7 +135,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("activation", self.activation, TRAINED), ("weights", self.weights, PRECISIONS),
-            ("products", self.products, PRECISIONS), ("reads", self.reads, READS), ("writes", self.writes, WRITES),
+            ("products", self.products, PRECISIONS), ("moments", self.moments, MOMENTS),
+            ("reads", self.reads, READS), ("writes", self.writes, WRITES),
         ):  # fmt: skip
             if value not in allowed:
                 raise TranscoderError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")

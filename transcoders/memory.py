@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from transcoders.config import TrainConfig, TranscoderConfig
+from transcoders.eight_bits import BLOCK
 from transcoders.errors import TranscoderError
 from transcoders.parallel import Place
 
@@ -42,7 +43,7 @@ def check_fits(shape: TranscoderConfig, config: TrainConfig, place: Place, devic
     )
     fits = int((free - fixed) // per_token) * place.data_parts
     if fits < 64:
-        advice = "take fewer features, a smaller --buffer-tokens, --weights bfloat16, or more processes"
+        advice = "take fewer features, a smaller --buffer-tokens, --weights bfloat16, --moments 8bit, or more processes"
     else:
         advice = f"--batch-tokens {1 << (fits.bit_length() - 1)} fits"
     raise TranscoderError(f"this run needs {gigabytes}, and {free / 1e9:.1f} GB are free; {advice}.")
@@ -55,5 +56,6 @@ def needed(shape: TranscoderConfig, config: TrainConfig, place: Place) -> tuple[
     weights = n_features * shape.d_model * (shape.n_layers + rows)
     stored = 2 if config.weights == "bfloat16" else NUMBER
     token = 2 * shape.n_layers * shape.d_model * NUMBER
-    fixed = weights * (2 * stored + 2 * NUMBER) + config.buffer_tokens // place.data_parts * token
+    moments = 2 * (1 + NUMBER / BLOCK) if config.moments == "8bit" else 2 * NUMBER
+    fixed = round(weights * (2 * stored + moments)) + config.buffer_tokens // place.data_parts * token
     return fixed, token + shape.n_layers * n_features * 3 * NUMBER + 2 * rows * shape.d_model * NUMBER

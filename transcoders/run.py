@@ -97,7 +97,7 @@ def _empty(
     threshold = torch.full((shape.n_layers, n_features), config.threshold_start, device=device)
     weights = Weights(transcoder, threshold.requires_grad_(config.activation == "jumprelu"))
     density = torch.full((shape.n_layers, n_features), 10 * config.dead_below, device=device)
-    adam = Adam(weights.named(), config.seed)
+    adam = Adam(weights.named(), config.seed, eight_bits=config.moments == "8bit")
     dead = torch.zeros_like(density, dtype=torch.bool)
     threshold_seen = torch.full((), float("nan"), device=device)
     return Run(
@@ -122,8 +122,8 @@ def resumed(
     with torch.no_grad():
         for name, weight in run.weights.named().items():
             weight.copy_(tensors[f"weight:{name}"])
-            run.adam.first[name].copy_(tensors[f"first:{name}"])
-            run.adam.second[name].copy_(tensors[f"second:{name}"])
+        for name, moment in run.adam.tensors().items():
+            moment.copy_(tensors[name])
     run.adam.steps = run.step = state["step"]
     run.seconds = state["seconds"]
     run.density.copy_(tensors["density"])
@@ -142,8 +142,7 @@ def write(run: Run, streams: dict[int, Stream], features: range, folder: Path, p
     if not all(bool(torch.isfinite(weight).all()) for weight in named.values()):
         raise diverged(run, folder)
     tensors = {f"weight:{name}": weight for name, weight in named.items()}
-    tensors |= {f"first:{name}": moment for name, moment in run.adam.first.items()}
-    tensors |= {f"second:{name}": moment for name, moment in run.adam.second.items()}
+    tensors |= run.adam.tensors()
     sharded = {name: t for name, t in tensors.items() if is_sharded(name.split(":")[1])} | {
         "density": run.density,
         "dead": run.dead,

@@ -37,6 +37,9 @@ def texts(n=200, seed=0):
     return [" ".join(f"w{i}" for i in row.tolist()) for row in draws]
 
 
+FEWEST_BITS = {"weights": "bfloat16", "moments": "8bit"}
+
+
 def trained(folder, config=SMALL, **reporting):
     model = tiny_llama(0).requires_grad_(False)
     corpus = tokens_corpus(texts(), "texts")
@@ -91,13 +94,14 @@ def test_every_kind_learns_and_is_saved_to_read_activations_as_they_come(tmp_pat
         assert rows[-1]["l0"] == pytest.approx(4 * 3, rel=0.1)
 
 
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path):
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, **FEWEST_BITS)])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, config):
     rows, resumed = [], []
-    whole = trained(tmp_path / "whole", report_every=10, on_report=rows.append)
+    whole = trained(tmp_path / "whole", config, report_every=10, on_report=rows.append)
     asked = iter([False, False, True])
     with pytest.raises(Stopped, match="stopped after step 30 of 60; start the same command again"):
-        trained(tmp_path / "parts", report_every=10, checkpoint_every=7, should_stop=lambda: next(asked))
-    parts = trained(tmp_path / "parts", report_every=10, checkpoint_every=7, on_report=resumed.append)
+        trained(tmp_path / "parts", config, report_every=10, checkpoint_every=7, should_stop=lambda: next(asked))
+    parts = trained(tmp_path / "parts", config, report_every=10, checkpoint_every=7, on_report=resumed.append)
     assert [row["step"] for row in resumed] == [40, 50, 60]
     assert [row["loss"] for row in resumed] == [row["loss"] for row in rows[3:]]
     assert_same(whole, parts)
@@ -118,7 +122,7 @@ def test_a_cache_of_activations_changes_nothing(tmp_path):
     assert_same(filled, read)
 
 
-@pytest.mark.parametrize("half", [{"weights": "bfloat16"}, {"products": "bfloat16"}])
+@pytest.mark.parametrize("half", [{"weights": "bfloat16"}, {"products": "bfloat16"}, {"moments": "8bit"}, FEWEST_BITS])
 def test_half_precision_learns_as_single_does(tmp_path, half):
     rows, narrow = [], []
     trained(tmp_path / "single", replace(SMALL, tokens=200 * 256), on_report=rows.append)
