@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.machine import bandwidth, matrix_rate, now, peak_mb
+from transcoders.adam import Adam
 from transcoders.kernels import decode, sparse_encode, sparse_encode_top
 
 WAYS = ("sparse", "sparse-top-k", "dense")
@@ -20,6 +21,7 @@ WAYS = ("sparse", "sparse-top-k", "dense")
 WARM_UP = 2
 """Steps before the clock starts."""
 ERROR_FLOOR = 0.02
+LEARNING_RATE = 1e-3
 
 
 @dataclass
@@ -47,15 +49,18 @@ class State:
 @click.option("--threads", default=1, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--weights", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--moments", type=click.Choice(["float32", "8bit"]), default="float32", show_default=True)
 def main(
-    file: Path, way: str, features: int, k: int, tokens: int, steps: int, threads: int, device: str, dtype: str
-) -> None:
-    """Train on the activations in FILE; `--dtype` is that of products and gathered rows, weights are float32."""
+    file: Path, way: str, features: int, k: int, tokens: int, steps: int, threads: int, device: str, dtype: str,
+    weights: str, moments: str,
+) -> None:  # fmt: skip
+    """Train on the activations in FILE; `--dtype` is that of products and gathered rows."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     cache = {name: part.to(device) for name, part in load_file(file).items()}
-    state = _start(cache["inputs"], features, k)
-    optimizer = torch.optim.Adam(state.parameters(), lr=1e-3, fused=True)
+    state = _start(cache["inputs"], features, k, getattr(torch, weights))
+    optimizer = Adam({str(i): part for i, part in enumerate(state.parameters())}, 0, eight_bits=moments == "8bit")
     losses, counts, seconds = [], [], []
     for step in range(WARM_UP + steps):
         part = slice(step * tokens % cache["inputs"].shape[1], None)
@@ -63,8 +68,7 @@ def main(
         start = now(device)
         loss, active = _step(state, inputs.to(getattr(torch, dtype)), outputs, way, k)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizer.step(LEARNING_RATE)
         # more pairs than wanted raise a layer's threshold
         state.thresholds += 0.2 * state.thresholds.abs() * (torch.stack(active) / (tokens * k)).log().clamp(-1, 1)
         if step >= WARM_UP:
@@ -85,11 +89,11 @@ def main(
     )
 
 
-def _start(inputs: Tensor, n_features: int, k: int) -> State:
+def _start(inputs: Tensor, n_features: int, k: int, dtype: torch.dtype) -> State:
     n_layers, _, d_model = inputs.shape
-    like = {"device": inputs.device, "dtype": torch.float32}
+    like = {"device": inputs.device, "dtype": dtype}
     encoders = [torch.randn(n_features, d_model, **like) / d_model**0.5 for _ in range(n_layers)]
-    some = [part[:256].float() @ encoder.T for part, encoder in zip(inputs, encoders, strict=True)]
+    some = [part[:256].float() @ encoder.float().T for part, encoder in zip(inputs, encoders, strict=True)]
     thresholds = torch.stack([z.flatten().kthvalue(int(z.numel() * (1 - k / n_features))).values for z in some])
     decoders = [
         torch.randn(n_features, (n_layers - layer) * d_model, **like) * (k * n_layers * d_model) ** -0.5

@@ -10,7 +10,7 @@ Every number comes from a process of its own on the same cached activations, in 
 
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -28,8 +28,6 @@ HERE = Path(__file__).parent
 DIRECTIONS = 4
 """Directions that activations are made of, for each dimension."""
 DIRECTIONS_A_TOKEN = 12
-OPTIMIZER_BYTES = 32
-"""Moved by Adam for each parameter: gradient written and read, weight and two states read and written, in float32."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,10 @@ class Case:
     tokens: int
     row_bytes: int
     """Bytes of one number of a gathered row."""
+    stored: int = 4
+    """Bytes of a weight and of a gradient."""
+    moment: int = 4
+    """Bytes of one of the optimiser's two numbers for each weight."""
 
     @property
     def encoder(self) -> int:
@@ -62,7 +64,8 @@ class Case:
     def bytes_moved(self, way: str, l0: float) -> float:
         """Bytes of the optimizer and of gathered rows: for each pair three of a decoder's width and one of inputs."""
         rows = self.tokens * l0 / self.features * (self.encoder + 3 * self.decoder) * self.row_bytes
-        return OPTIMIZER_BYTES * (self.encoder + self.decoder) + (rows if way.startswith("sparse") else 0)
+        optimizer = 4 * self.stored + 4 * self.moment  # gradient, weight and two moments, each written and read
+        return optimizer * (self.encoder + self.decoder) + (rows if way.startswith("sparse") else 0)
 
 
 @click.command()
@@ -76,16 +79,23 @@ class Case:
 @click.option("--threads", default=1, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option(
+    "--weights", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True, help="Of ours."
+)
+@click.option(
+    "--moments", type=click.Choice(["float32", "8bit"]), default="float32", show_default=True, help="Of ours."
+)
 @click.option("--way", "ways", multiple=True, type=click.Choice(WAYS), default=WAYS, show_default=True)
 @click.option("--peer", "peers", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Its Python.")
 def main(
     layers: int, d_model: int, features: int, k: int, tokens: int, cached: int, steps: int, threads: int, device: str,
-    dtype: str, ways: tuple[str, ...], peers: tuple[str, ...],
+    dtype: str, weights: str, moments: str, ways: tuple[str, ...], peers: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Print a table of training steps of one shape."""
     if cached % tokens:
         raise click.UsageError(f"--cached {cached} is no multiple of --tokens {tokens}; every batch must be whole.")
     case = Case(layers, d_model, features, k, tokens, 2 if dtype == "bfloat16" and device == "cuda" else 4)
+    ours = replace(case, stored=2 if weights == "bfloat16" else 4, moment=1 if moments == "8bit" else 4)
     table = Table("step", "L0 a layer", "tokens/s", "of matrix rate", "of bandwidth", "peak MB", "its loss")
     shared = [
         f"--{name}={value}"
@@ -99,7 +109,8 @@ def main(
         write_activations(file, layers, cached, d_model)
         for way in ways:
             command = [sys.executable, str(HERE / "train_ours.py"), str(file), f"--way={way}", *shared]
-            _row(table, case, f"ours, {way}", way, measured(command)[0])
+            command += [f"--weights={weights}", f"--moments={moments}"]
+            _row(table, ours, f"ours, {way}", way, measured(command)[0])
         for peer in peers:
             for way in _ways_of(peer):
                 command = [peer, str(HERE / "train_peer.py"), str(file), way, *shared]
