@@ -200,8 +200,13 @@ def test_workers_that_die_before_they_begin_end_the_batch(source, tmp_path):
 
 
 def test_an_interrupted_batch_keeps_what_is_done_and_goes_on_from_there(source, tmp_path):
+    interrupt_and_go_on(source, tmp_path)
+
+
+def interrupt_and_go_on(source, tmp_path, *engine):
+    """Ctrl-C in the middle of a batch, and the same command again."""
     (tmp_path / "prompts.txt").write_text("\n".join(f"w{i} w{k} w{i}" for i in range(40) for k in range(12)))
-    arguments = batch_arguments(source, "prompts.txt", "--store", "s", "--json")
+    arguments = batch_arguments(source, "prompts.txt", "--store", "s", "--json", *engine)
     command = [sys.executable, "-c", "from tracer.cli import main; main()", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from graphs import GraphStore
-from tests.tracer.test_batch import PROMPTS, ROWS, prompts_in, write_tiny_model
+from tests.tracer.test_batch import PROMPTS, ROWS, interrupt_and_go_on, prompts_in, write_tiny_model
 from tests.tracer.test_cli import refused, run
 from tracer.batch import Job, Status
 from tracer.config import TraceConfig
@@ -59,6 +59,10 @@ def test_two_actors_one_of_them_killed_make_the_store_that_one_process_makes(tmp
         ours_by_end, theirs = (sorted(zip(g.source, g.target, g.weight, strict=True)) for g in (graph, expected))
         assert [edge[:2] for edge in ours_by_end] == [edge[:2] for edge in theirs]
         assert [edge[2] for edge in ours_by_end] == pytest.approx([edge[2] for edge in theirs], rel=1e-4, abs=1e-5)
+
+
+def test_ctrl_c_ends_the_cluster_and_keeps_what_is_done(tmp_path):
+    interrupt_and_go_on(write_tiny_model(tmp_path), tmp_path, "--engine", "ray", "--workers", "2")
 
 
 def test_a_cluster_that_does_not_answer_is_told_in_one_line(tmp_path):
