@@ -200,7 +200,7 @@ def _read_local(path: Path) -> dict[str, Entry]:
     return _parsed(path.read_bytes(), str(path)) if path.exists() else {}
 
 
-def _parsed(content: bytes, place: str) -> dict[str, Entry]:
+def _parsed(content: str | bytes, place: str) -> dict[str, Entry]:
     try:
         read = json.loads(content)
         if read["format"] != _FORMAT:

@@ -218,9 +218,10 @@ def push(arguments: tuple[str, ...], replace: bool) -> None:
 
     if len(arguments) > 2:
         raise CommandError(f"{len(arguments)} arguments were given; expected an optional folder and an address.")
-    folder = Path(*arguments[:-1] or (DEFAULT_STORE,))
+    *given, address = list(arguments)
+    folder = Path(*given or (DEFAULT_STORE,))
     existing_store(folder)
-    click.echo(push_store(folder, arguments[-1], replace=replace))
+    click.echo(push_store(folder, address, replace=replace))
 
 
 @cli.command("convert")

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from examples.lab.examples import Batch, new_prefixes, select
+from examples.lab.examples import Batch, encode, new_prefixes, select
 from examples.lab.interchange import Pool, interchange_loss, sample_interchanges, training_pool
 from examples.lab.language_model import (
     ANSWER_SHARES,
@@ -32,12 +32,18 @@ from examples.lab.language_model import (
 from examples.lab.learner import ActivationBatch, Learner, LearnerConfig, start_from
 from examples.lab.measure import Lab
 from transcoders import CrossLayerTranscoder
-from transcoders.activations import recording, replaced_mlps
+from transcoders.activations import mlp_activations, recording, replaced_mlps
 from transcoders.families import dissect
 from transcoders.thresholds import set_thresholds
 
-THRESHOLDS = (0.25, 0.25, 0.25, 0.0, 0.0, 0.0)
-"""Per layer, as shares of a feature's largest activation: high where places are recognised."""
+THRESHOLDS = (0.3, 0.3, 0.3, 0.0, 0.0, 0.0)
+"""Per layer, as shares of a feature's largest activation outside sums: high where places are recognised.
+
+Sums are read from how much features of numbers fire: with thresholds for those too, half of the sums are wrong.
+"""
+SUMS = ("addition", "digits")
+N_OUTSIDE_SUMS = 4000
+"""Questions from which thresholds are taken."""
 KNOWN_AFTER = 2
 """Layers after which the place must now be readable: the next MLP is the one that decides."""
 
@@ -54,7 +60,7 @@ class JointConfig:
     alone: int = 120
     """Steps before the transcoder joins: first the place has to settle where one MLP writes it."""
     gathered: int = 15
-    """So many of the latest batches hold the sites that it starts from, and that the thresholds are taken from."""
+    """So many of the latest batches hold the sites that it starts from."""
     error_weight: float = 0.8
     """Weight of the transcoder's objective beside the cross entropy of the answers in nats."""
     replaced_weight: float = 1.0
@@ -65,7 +71,7 @@ class JointConfig:
     """
     replaced_from: int = 330
     """From this step on the replacement model's answers count too, more and more for as long again."""
-    thresholds_at: float = 0.6
+    thresholds_at: float = 0.5
     """After this share of the steps the features get their thresholds, so that both can settle with them."""
     interchange_weight: float = 0.15
     sameness_weight: float = 0.05
@@ -107,7 +113,7 @@ def train_jointly(
         if step == config.alone:
             start_from(transcoder, *_joined(recent), training)
         if step == round(config.thresholds_at * config.round.steps):
-            set_thresholds(transcoder, _joined(recent)[0], THRESHOLDS)
+            set_thresholds(transcoder, _inputs_outside_sums(lab, random), THRESHOLDS)
         nothing = torch.zeros(())
         objective, error = learner.loss(inputs, outputs) if step > config.alone else (nothing, nothing)
         joined = min(1.0, (step - config.alone) / config.round.warm_up)
@@ -139,6 +145,14 @@ def _kept_in_place(
         wanted, difference = interchange_loss(model, sample_interchanges(pool, config.pairs, random))
         loss = loss + config.interchange_weight * wanted + config.sameness_weight * difference
     return loss
+
+
+def _inputs_outside_sums(lab: Lab, random: np.random.Generator) -> Float[Tensor, "layer site d_model"]:
+    """What the MLPs read at every distinct prefix of some training questions that are no sums."""
+    pool = [q for q in lab.questions if q.split == "train" and q.family not in SUMS]
+    batch = encode([pool[i] for i in random.permutation(len(pool))[:N_OUTSIDE_SUMS]], lab.tokenizer)
+    inputs, _ = mlp_activations(lab.model, batch.tokens, new_prefixes(batch, Counter()), "mlp.hook_in")
+    return inputs
 
 
 def _report(

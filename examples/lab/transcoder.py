@@ -16,6 +16,7 @@ from examples.lab.examples import Batch, encode, new_prefixes, repeated_sequence
 from examples.lab.language_model import ANSWER_SHARES, sample_batches, training_families, whole_word_tokens
 from examples.lab.learner import ActivationBatch, Learner, LearnerConfig
 from examples.lab.measure import Lab
+from examples.lab.revival import revive
 from examples.lab.situations import tags_of
 from examples.lab.swaps import pad, subject_end
 from examples.lab.world import Question
@@ -30,10 +31,12 @@ K = 16
 SITES_PER_STEP = 1024
 FEWEST = (3, 3, 3, 12, 12, 12)
 """Few where places are recognised, or a place is spread over features of single cities."""
-JOINT = LearnerConfig(learning_rate=3e-3, fewest=FEWEST, bfloat16=True)
+JOINT = LearnerConfig(learning_rate=3e-3, fewest=FEWEST, dead_weight=0.05, bfloat16=True)
 """Beside the language model; `steps` follows from the language model's."""
-FINISH = LearnerConfig(steps=300, learning_rate=1e-3, fewest=FEWEST, bfloat16=True)
-ANSWER_WEIGHT = 0.3
+FINISH = LearnerConfig(steps=600, learning_rate=1e-3, fewest=FEWEST, bfloat16=True)
+FINISH_SHARES = ANSWER_SHARES | {"two-hop state": 64, "two-hop country": 64, "three-hop": 32}
+"""Sequences of each family in a step of it: of two hops more, few of which the replacement model got wrong."""
+ANSWER_WEIGHT = 0.5
 """Weight of the replacement model's answers beside the relative error."""
 N_REPEATED = 2000
 """Random sequences given twice, among the training prompts."""
@@ -65,18 +68,21 @@ def finish_transcoder(lab: Lab, transcoder: CrossLayerTranscoder, config: Learne
     sites = collect_sites(lab, config.seed)
     print(f"{len(sites.occurrences):,} sites  {time.time() - start:.0f} s", flush=True)
     random = np.random.default_rng(config.seed + 11)
+    revive(
+        transcoder, sites.inputs, sites.outputs, config.error_floor, torch.Generator().manual_seed(config.seed)
+    )  # fmt: skip
     learner = Learner(transcoder, config)
     families, whole_words = training_families(lab.questions, lab.tokenizer), whole_word_tokens(lab.tokenizer)
     batches = _batches(sites, config.seed)
     for step in range(1, config.steps + 1):
         loss, error = learner.loss(*next(batches))
-        divergence = _answer_divergence(lab, transcoder, sample_batches(families, ANSWER_SHARES, whole_words, random))
+        divergence = _answer_divergence(lab, transcoder, sample_batches(families, FINISH_SHARES, whole_words, random))
         (loss + ANSWER_WEIGHT * divergence).backward()
         learner.step()
         if step % 100 == 0 or step == 1:
             print(
-                f"step {step}  {time.time() - start:.0f} s  relative error {float(error):.4f}  "
-                f"KL of the answers {float(divergence):.4f} nats", flush=True,
+                f"step {step}  {time.time() - start:.0f} s  relative error {float(error.detach()):.4f}  "
+                f"KL of the answers {float(divergence.detach()):.4f} nats", flush=True,
             )  # fmt: skip
     return transcoder.eval().requires_grad_(False)
 
