@@ -91,7 +91,7 @@ def trace_prompt(
       trace "the capital of the state containing Dallas is"
       trace "the capital of Texas is" --target Austin --target-minus Boston
       trace "the capital of the state containing Dallas is" --position Dallas
-      trace "the capital of Texas is" --target Austin --target-feature 2/467@Texas
+      trace "the capital of the state containing Dallas is" --target-feature 2/961@Dallas
       trace "calc: 36+59=" --json
     """
     _check_is_prompt(text)

@@ -1,6 +1,7 @@
 """`trace sql`: where the query comes from, what its parameters are, what it is asked of, and where the answer goes."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -112,7 +113,7 @@ def _split(arguments: tuple[str, ...], *, has_query: bool) -> tuple[Path, str | 
 
 def _is_folder(text: str) -> bool:
     """Whether the one argument is not SQL."""
-    return Path(text).is_dir() or re.fullmatch(r"[A-Za-z0-9+.-]+://\S+", text) is not None
+    return os.path.isdir(text) or re.fullmatch(r"[A-Za-z0-9+.-]+://\S+", text) is not None
 
 
 def _query(query: str | None, source: Path | None) -> str | None:

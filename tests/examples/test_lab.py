@@ -102,14 +102,7 @@ def test_every_gate_is_measured_again_with_the_cards_value(card, lab):
 
 def test_the_gates_are_met_but_for_those_the_card_calls_missed(card):
     assert [gate.name for gate in gates(card) if not gate.met] == [
-        "addition, held out",
-        "indirect object, held out",
-        "top-1 match of the replacement model",
         "top-1 match in the worst family",
-        "relative error per token",
-        "places with a feature of F1 ≥ 0.9, two-hop state",
-        "feature swap, two-hop state",
-        "places with a feature of F1 ≥ 0.9, two-hop country",
         "feature swap, two-hop country",
     ]
 

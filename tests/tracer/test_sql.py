@@ -71,6 +71,7 @@ def test_a_query_comes_from_an_argument_a_file_stdin_or_a_name(run, tmp_path):
     expected = '"n"\n2\n'
     assert run(sql) == expected
     assert run("graphs-store", sql) == expected
+    assert run(f"{sql} WHERE prompt <> '{'x' * 300}'") == expected  # longer than a file's name may be
     assert run("-", given=sql) == expected
     assert run(given=sql) == expected
     assert run("graphs-store", given=sql) == expected
