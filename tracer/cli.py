@@ -70,7 +70,7 @@ def cli() -> None:
       trace "the capital of the state containing Dallas is"
       trace "calc: 36+59="
       trace view
-      trace sql "SELECT * FROM strongest_path('Dallas')"
+      trace sql "SELECT * FROM strongest_circuit('Dallas')"
     """
 
 

@@ -236,7 +236,7 @@ def _example_query(graph: AttributionGraph) -> str:
     """A path query from the word that is one end of the strongest path."""
     paths = [path for target in told_targets(graph) for path in feature_paths(graph, target, 1)]
     word = str(graph.word[paths[0].nodes[0]]) if paths else ""
-    return f"FROM strongest_path('{word}')" if word.isalnum() else "FROM graphs"
+    return f"FROM strongest_circuit('{word}')" if word.isalnum() else "FROM graphs"
 
 
 @contextmanager

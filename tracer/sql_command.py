@@ -58,7 +58,7 @@ def sql(
     \b
     Examples:
       trace sql "SELECT graph_id, prompt, replacement_score FROM graphs"
-      trace sql "FROM strongest_path('Dallas')"
+      trace sql "FROM strongest_circuit('Dallas')"
       trace sql my-graphs "SELECT label, count(*) FROM nodes WHERE token = \\$t GROUP BY 1" -p t=is
       trace sql "FROM common_features(NULL, \\$k)" --param k=20 --format json -o features.json
       trace sql --file question.sql --save question

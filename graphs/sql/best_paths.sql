@@ -1,8 +1,9 @@
 -- What `strongest_path` and `paths_between` are made of: the strongest path to one node per graph. It ends at node
 -- `goal`, or at the logit of most weight if that is NULL; it starts at node `start` of the graph `graph`, or if those
--- are NULL at any token of the word `from_word`, in every graph that has it.
--- Example: FROM best_paths('Dallas', NULL, NULL, NULL)
-CREATE MACRO best_paths(from_word, graph, start, goal) AS TABLE
+-- are NULL at any token of the word `from_word`, in every graph that has it. Edges that lead from start to end at once
+-- count only if `direct`.
+-- Example: FROM best_paths('Dallas', NULL, NULL, NULL, true)
+CREATE MACRO best_paths(from_word, graph, start, goal, direct) AS TABLE
 WITH RECURSIVE
 -- read once: with many graphs, opening the files takes longest
 every AS MATERIALIZED (
@@ -42,6 +43,10 @@ steps AS MATERIALIZED (
     JOIN every AS n ON n.graph_id = s.graph_id AND n.node = s.source
     WHERE s.share > 0
         AND (n.kind <> 'error' OR EXISTS (FROM starts AS b WHERE b.graph_id = s.graph_id AND b.node = s.source))
+        AND (direct OR NOT (
+            EXISTS (FROM starts AS b WHERE b.graph_id = s.graph_id AND b.node = s.source)
+            AND EXISTS (FROM goals AS g WHERE g.graph_id = s.graph_id AND g.node = s.target)
+        ))
 ),
 -- Bellman-Ford from the goal down: per node the strongest way found so far, passed on whenever it improves
 ways(graph_id, node, strength, path) USING KEY (graph_id, node) AS (

@@ -4,5 +4,5 @@
 -- Example: SELECT answer, strength, path FROM strongest_path('Dallas')
 CREATE MACRO strongest_path(from_word) AS TABLE
 SELECT b.graph_id, b.prompt, b.answer, b.strength, b.path, b.nodes
-FROM best_paths(from_word, NULL, NULL, NULL) AS b
+FROM best_paths(from_word, NULL, NULL, NULL, true) AS b
 ORDER BY b.strength DESC, b.graph_id;

@@ -298,6 +298,19 @@ def test_the_strongest_path_of_a_graph_worked_out_by_hand(tmp_path, make_graph, 
     assert store.sql("FROM strongest_path($word)", word="Dallas").to_pylist() == [row]
 
 
+def test_the_strongest_circuit_leaves_out_the_direct_edge_only(tmp_path, make_graph, make_info):
+    store = GraphStore(tmp_path)
+    store.save(make_graph("tfl", [(0, 1, 1.0), (0, 2, 9.0), (1, 2, 1.0)], info=make_info("Dallas")))
+    store.save(make_graph("tl", [(0, 1, 1.0)], info=make_info("Dallas was")))
+    columns = "SELECT strength, nodes FROM"
+    assert store.sql(f"{columns} strongest_path('Dallas')").to_pylist() == [
+        {"strength": 1.0, "nodes": [0, 1]}, {"strength": pytest.approx(0.9), "nodes": [0, 2]},
+    ]  # fmt: skip
+    assert store.sql(f"{columns} strongest_circuit('Dallas')").to_pylist() == [
+        {"strength": pytest.approx(0.1), "nodes": [0, 1, 2]}, {"strength": 0.0, "nodes": None},
+    ]  # fmt: skip
+
+
 def test_strongest_paths_come_from_every_graph_with_the_word_strongest_first(tmp_path, make_graph, make_info):
     store = GraphStore(tmp_path)
     ids = [
