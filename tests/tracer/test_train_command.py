@@ -90,5 +90,5 @@ def test_the_options_have_the_defaults_of_the_configuration():
     options = {option.name: option for option in cli.commands["train"].params}
     known = {field.name: field.default for field in fields(TrainConfig)}
     shared = options.keys() & known.keys()
-    assert len(shared) == 17
+    assert len(shared) == 18
     assert {name: options[name].default for name in shared} == {name: known[name] for name in shared}
