@@ -13,7 +13,7 @@ from graphs.schema import SCHEMA_VERSION
 FORMAT = "clt-tracer store"
 
 FILES = "files.json"
-"""In a store that was pushed or fetched: names its files, see `graphs.remote`."""
+"""In a copy of a store that was fetched: names its files, see `graphs.remote`."""
 
 _DESCRIPTION = "store.json"
 

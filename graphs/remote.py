@@ -1,7 +1,8 @@
-"""A store in a remote folder, as on S3: pushed there as it is, and fetched into a local folder to be read.
+"""A store in a remote folder, as on S3: pushed there, and fetched into a local folder to be read.
 
-Beside the store's own files lies files.json, which names each with its size and checksum; putting it there is the
-commit. Anything that fsspec opens will do, also a plain web server, which cannot be pushed to.
+Every file lies there under its name with its checksum in it, so that none is ever overwritten, and files.json says
+which of them are the store; putting that in place is the commit. Anything that fsspec opens will do, also a plain web
+server, which cannot be pushed to.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -29,6 +30,8 @@ PUSHED = "pushed"
 """Folder of the store: what files.json said when the store was last pushed, for each place."""
 
 _FORMAT = "clt-tracer files 1"
+_CHECKSUM = re.compile("[0-9a-f]{64}")
+_CHECKSUM_IN_NAME = 16  # characters
 _ATTEMPTS = 10  # while others write
 _SAFE_NAME = re.compile(r"[\w=-][\w.=-]*(/[\w=-][\w.=-]*)*")
 _BUCKETS = {"s3", "gs", "az", "abfs"}  # have no folders, and would make a bucket of a mistyped name
@@ -69,24 +72,26 @@ def push(folder: Path, url: str, *, replace: bool = False, on_progress: _Progres
     if not folder.exists():
         raise GraphError(f"{folder} does not exist; push a folder of graphs.")
     record = folder / PUSHED / f"{digest([url])}.json"
+    intended = record.with_suffix(".next.json")  # it may have been put there by a push that was killed then
     with _told_in_one_line(f"push {folder} to {url}"), locked_folder(record.parent):
         system, root = url_to_fs(url)
         there = _read_remote(system, root, url) or {}
-        if there and there != _read_local(record) and not replace:
+        if there and there not in (_read_local(record), _read_local(intended)) and not replace:
             raise GraphError(
                 f"{url} holds {len(there)} files that were not pushed from {folder}; give another address, or "
                 "--replace to put this store in their place."
             )
         here = _settled(folder, lambda entries: _upload(system, root, folder, entries, there, on_progress))
         content = _written(here)
+        write_atomically(intended, partial(Path.write_text, data=content, encoding="utf-8"))
         system.pipe_file(f"{root}/{FILES}", content.encode())
-        write_atomically(record, partial(Path.write_text, data=content, encoding="utf-8"))
-        removed = there.keys() - here.keys()
-        for name in removed:
+        intended.replace(record)
+        for name in {_remote_name(*file) for file in there.items() - here.items()}:
             with suppress(FileNotFoundError):
                 system.rm_file(f"{root}/{name}")
     changed = [entry for name, entry in here.items() if there.get(name) != entry]
-    return Sent(len(changed), sum(entry.n_bytes for entry in changed), len(here) - len(changed), len(removed))
+    gone = there.keys() - here.keys()
+    return Sent(len(changed), sum(entry.n_bytes for entry in changed), len(here) - len(changed), len(gone))
 
 
 def fetch(url: str, folder: Path, *, on_progress: _Progress = lambda done, total: None) -> None:
@@ -148,16 +153,16 @@ def _upload(
     system: AbstractFileSystem, root: str, folder: Path, entries: Mapping[str, Entry], there: Mapping[str, Entry],
     on_progress: _Progress,
 ) -> None:  # fmt: skip
-    changed = [name for name in sorted(entries, key=_is_data, reverse=True) if there.get(name) != entries[name]]
-    done, total = 0, sum(entries[name].n_bytes for name in changed)
+    changed = {name: entry for name, entry in entries.items() if there.get(name) != entry}
+    done, total = 0, sum(entry.n_bytes for entry in changed.values())
     protocols = (system.protocol,) if isinstance(system.protocol, str) else system.protocol
     if _BUCKETS.isdisjoint(protocols):
         for parent in {f"{root}/{name}".rpartition("/")[0] for name in changed}:
             system.makedirs(parent, exist_ok=True)
-    for name in changed:
+    for name, entry in changed.items():
         on_progress(done, total)
-        system.put_file(str(folder / name), f"{root}/{name}")
-        done += entries[name].n_bytes
+        system.put_file(str(folder / name), f"{root}/{_remote_name(name, entry)}")
+        done += entry.n_bytes
 
 
 def _download(
@@ -169,7 +174,7 @@ def _download(
     done, total = 0, sum(wanted[name].n_bytes for name in missing)
 
     def get(name: str, path: Path) -> None:
-        system.get_file(f"{root}/{name}", str(path))
+        system.get_file(f"{root}/{_remote_name(name, wanted[name])}", str(path))
         if _entry(path) != wanted[name]:
             raise FileNotFoundError(name)
 
@@ -184,8 +189,14 @@ def _download(
     return True
 
 
+def _remote_name(name: str, entry: Entry) -> str:
+    """Where the file lies: packs/edges-1a2b.parquet as packs/edges-1a2b.<checksum>.parquet."""
+    path = PurePosixPath(name)
+    return str(path.with_name(f"{path.stem}.{entry.checksum[:_CHECKSUM_IN_NAME]}{path.suffix}"))
+
+
 def _is_data(name: str) -> bool:
-    """Whether a reader looks for the file only after another has named it."""
+    """Whether a reader of the local copy looks for the file only after another has named it."""
     return name.rpartition("/")[2] not in (HEAD, MANIFEST)
 
 
@@ -208,8 +219,8 @@ def _parsed(content: str | bytes, place: str) -> dict[str, Entry]:
         entries = {name: Entry(int(size), str(checksum)) for name, (size, checksum) in read["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GraphError(f"{place} is unreadable ({one_line(error)}); push the store again.") from error
-    for name in entries:
-        if not _SAFE_NAME.fullmatch(name):
+    for name, entry in entries.items():
+        if not (_SAFE_NAME.fullmatch(name) and _CHECKSUM.fullmatch(entry.checksum)):
             raise GraphError(f"{place} names {shown(name)}, which is no file of a store; do not trust it.")
     return entries
 

@@ -100,19 +100,20 @@ def test_a_copy_is_only_read(store, tmp_path):
     address = f"file://{tmp_path}/there"
     push(store.folder, address)
     fetch(address, tmp_path / "copy")
-    for folder in (tmp_path / "copy", tmp_path / "there"):
-        copy = GraphStore(folder)
-        before = files(folder)
-        for write in (
-            lambda copy=copy: copy.save(_random_graph(5)),
-            lambda copy=copy: copy.delete(copy.ids()[0]),
-            lambda copy=copy: copy.annotate(copy.ids()[0], Annotations()),
-            lambda copy=copy: copy.save_query("name", "SELECT 1"),
-            copy.compact,
-        ):
-            with pytest.raises(GraphError, match="is a copy of a store that was pushed, and only read"):
-                write()
-        assert files(folder) == before
+    copy = GraphStore(tmp_path / "copy")
+    before = files(copy.folder)
+    for write in (
+        lambda: copy.save(_random_graph(5)),
+        lambda: copy.delete(copy.ids()[0]),
+        lambda: copy.annotate(copy.ids()[0], Annotations()),
+        lambda: copy.save_query("name", "SELECT 1"),
+        copy.compact,
+    ):
+        with pytest.raises(GraphError, match="is a copy of a store that was pushed, and only read"):
+            write()
+    assert files(copy.folder) == before
+    with pytest.raises(GraphError, match=r"belongs to something else: it has no store\.json"):
+        GraphStore(tmp_path / "there")
 
 
 def test_what_another_pushed_is_not_replaced_unasked(store, address, tmp_path):
@@ -131,7 +132,7 @@ def test_what_another_pushed_is_not_replaced_unasked(store, address, tmp_path):
 
 
 def test_a_reader_in_the_middle_of_a_push_finds_the_old_store(store, tmp_path, monkeypatch):
-    """Files are sent before files.json names them, and taken away after it has ceased to."""
+    """Also if files are replaced, as by compaction and annotation: none that it reads is overwritten."""
     there = fsspec.filesystem("memory")
     there.store.clear()
     address, copies = "memory://there", []
@@ -149,9 +150,42 @@ def test_a_reader_in_the_middle_of_a_push_finds_the_old_store(store, tmp_path, m
     store.save(_random_graph(3))
     push(store.folder, address)
     assert len(copies) == 3
-    monkeypatch.undo()
     expected = store.ids()
+    store.annotate(expected[0], Annotations((Supernode("Texas", (0,)),)))
+    store.compact()
+    push(store.folder, address)
+    assert len(copies) == 3 + 5  # the annotation, three files of a pack, packs.json
+    monkeypatch.undo()
     look("")
+    assert GraphStore(copies[-1]).annotations(expected[0]) == store.annotations(expected[0])
+
+
+def test_a_push_that_was_killed_is_made_good_by_the_next(store, tmp_path, monkeypatch):
+    """After each of its steps in turn: readers find the old store or the new one, and nobody has to say --replace."""
+    there = fsspec.filesystem("memory")
+    there.store.clear()
+    address = "memory://there"
+    push(store.folder, address)
+    states = [store.ids()]
+    for step in ("put_file", "pipe_file", "rm_file"):
+        store.save(_random_graph(3 + len(states)))
+        store.compact()
+        states.append(store.ids())
+        done = getattr(type(there), step)
+
+        def killed(self, *args, done=done, **more):
+            done(self, *args, **more)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(there), step, killed)
+            with pytest.raises(KeyboardInterrupt):
+                push(store.folder, address)
+        fetch(address, tmp_path / step)
+        assert GraphStore(tmp_path / step).ids() == (states[-2] if step == "put_file" else states[-1])
+        push(store.folder, address)
+        fetch(address, tmp_path / step)
+        assert (GraphStore(tmp_path / step).ids(), GraphStore(tmp_path / step).damaged()) == (states[-1], [])
 
 
 def test_a_changed_or_missing_file_is_noticed(store, tmp_path):
@@ -171,7 +205,7 @@ def test_a_changed_or_missing_file_is_noticed(store, tmp_path):
 def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
     there = tmp_path / "there"
     there.mkdir()
-    (there / "files.json").write_text(json.dumps({"format": "clt-tracer files 1", "files": {name: [0, ""]}}))
+    (there / "files.json").write_text(json.dumps({"format": "clt-tracer files 1", "files": {name: [0, "0" * 64]}}))
     with pytest.raises(GraphError, match="which is no file of a store; do not trust it"):
         fetch(f"file://{there}", tmp_path / "copy")
     assert not list(tmp_path.glob("**/escaped*"))

@@ -1,5 +1,7 @@
 """Tiny real models built in memory: a random Llama and a random transcoder for it."""
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,11 +9,30 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tracer.cli import main
 from tracer.local import LocalReplacementModel
 from tracer.replacement import ReplacementModel
 from transcoders import CrossLayerTranscoder, TranscoderConfig
 
 CASES = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Exit status, stdout and stderr of `trace …` in this process, in a folder and with this on stdin."""
+
+    def run(*arguments: str, inside: Path = tmp_path, given: str = "") -> tuple[int, str, str]:
+        monkeypatch.chdir(inside)
+        monkeypatch.setattr(sys, "argv", ["trace", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def tiny_tokenizer(n_words: int = 40, *, bos: int | None = 1) -> PreTrainedTokenizerFast:

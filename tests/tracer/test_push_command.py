@@ -1,35 +1,21 @@
 """`trace push`, and the commands that read a store by its address."""
 
-import io
 import json
-import sys
+from functools import partial
 
 import pytest
 
 from graphs import GraphStore
 from tests.graphs.conftest import _random_graph
-from tracer.cli import main
 
 COUNT = "SELECT count(*) AS n FROM graphs"
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Exit status, stdout and stderr of `trace …`, in this process."""
-    monkeypatch.chdir(tmp_path)
+def run(command, tmp_path, monkeypatch):
+    """The command with a query on stdin, and a cache of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def run_here(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["trace", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(COUNT))
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capsys.readouterr()
-
-    return run_here
+    return partial(command, given=COUNT)
 
 
 @pytest.fixture

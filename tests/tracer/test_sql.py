@@ -1,6 +1,5 @@
 """`trace sql`: queries from everywhere, parameters of every kind, answers in every form, and the shell."""
 
-import io
 import json
 import os
 import signal
@@ -16,7 +15,6 @@ from prompt_toolkit.output import DummyOutput
 
 from graphs import GraphStore
 from tests.graphs.conftest import _random_graph
-from tracer.cli import main
 from tracer.sql_shell import run_shell
 from transcoders.metrics import save_metrics
 from transcoders.progress import METRICS, SETTINGS
@@ -25,30 +23,25 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capsys):
+def run(command, folder):
     """What `trace sql …` writes to stdout, in this process."""
 
     def run_here(*arguments: str, given: str = "", inside: Path = folder) -> str:
-        monkeypatch.chdir(inside)
-        monkeypatch.setattr(sys, "argv", ["trace", "sql", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
-        main()
-        captured = capsys.readouterr()
-        assert captured.err == ""
-        return captured.out
+        code, output, errors = command("sql", *arguments, given=given, inside=inside)
+        assert (code, errors) == (0, "")
+        return output
 
     return run_here
 
 
 @pytest.fixture
-def refused(run, capsys):
+def refused(command, folder):
     """The one line that `trace sql …` ends with."""
 
-    def refused_here(*arguments: str, **options: Path) -> str:
-        with pytest.raises(SystemExit) as ended:
-            run(*arguments, **options)
-        assert ended.value.code == 2
-        [line] = capsys.readouterr().err.splitlines()
+    def refused_here(*arguments: str, inside: Path = folder) -> str:
+        code, _, errors = command("sql", *arguments, inside=inside)
+        assert code == 2
+        [line] = errors.splitlines()
         assert line.startswith("trace: ")
         return line
 
