@@ -69,7 +69,10 @@ def locked_folder(folder: Path) -> Iterator[None]:
         return
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # somebody deleted it meanwhile
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             if _is_still(folder, handle):  # or else somebody deleted it while we waited

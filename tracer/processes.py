@@ -165,15 +165,18 @@ def _serve(connection: Connection, job: Job, device: str, share: int) -> None:
     signal.signal(signal.SIGTERM, _leave)
     from tracer.worker import EXPECTED, begin  # and with it torch, which the driver does without
 
-    with suppress(EOFError, ConnectionError):
-        try:
-            worker = begin(job, device, share)
-        except EXPECTED as error:
-            connection.send(Broken(str(error)))
-            return
-        connection.send(_Signal.READY)
-        while True:
-            connection.send(worker.trace(connection.recv()))
+    try:
+        with suppress(EOFError, ConnectionError):
+            try:
+                worker = begin(job, device, share)
+            except EXPECTED as error:
+                connection.send(Broken(str(error)))
+                return
+            connection.send(_Signal.READY)
+            while True:
+                connection.send(worker.trace(connection.recv()))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to remove, and exit hooks print exceptions
 
 
 def _leave(number: int, frame: object) -> None:

@@ -1,5 +1,6 @@
 """The lab's learner explains a tiny model, the same way every time."""
 
+import pytest
 import torch
 
 from examples.lab.learner import Learner, LearnerConfig, start_from
@@ -25,6 +26,7 @@ def learned(seed):
     return transcoder, errors
 
 
+@pytest.mark.slow
 def test_learning_lowers_the_error_and_is_repeatable():
     first, errors = learned(0)
     second, again = learned(0)

@@ -349,9 +349,11 @@ def test_a_save_survives_the_deletion_of_its_folder_meanwhile(tmp_path, make_gra
 
     thread = threading.Thread(target=delete_again_and_again)
     thread.start()
-    for _ in range(30):
-        assert store.save(graph) == graph_id
-    stop.set()
-    thread.join()
+    try:
+        for _ in range(100):
+            assert store.save(graph) == graph_id
+    finally:
+        stop.set()
+        thread.join()
     store.save(graph)
     assert store.load(graph_id) == graph

@@ -199,6 +199,7 @@ def test_workers_that_die_before_they_begin_end_the_batch(source, tmp_path):
         killer.join()
 
 
+@pytest.mark.slow
 def test_an_interrupted_batch_keeps_what_is_done_and_goes_on_from_there(source, tmp_path):
     interrupt_and_go_on(source, tmp_path)
 
@@ -213,11 +214,14 @@ def interrupt_and_go_on(source, tmp_path, *engine):
         command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    while not list((tmp_path / "s" / "graphs").glob("*/graph.parquet")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all processes
-    output, errors = process.communicate(timeout=60)
+    try:
+        while not list((tmp_path / "s" / "graphs").glob("*/graph.parquet")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all processes
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, output) == (2, "")
     assert "same command goes on from there" in errors
     assert len(errors.splitlines()) == 1, errors

@@ -29,6 +29,7 @@ def graphs_in(folder: Path) -> dict:
     return {graph_id: replace(graph, info=replace(graph.info, **fixed)) for graph_id, graph in found.items()}
 
 
+@pytest.mark.slow
 def test_two_actors_one_of_them_killed_make_the_store_that_one_process_makes(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.chdir(tmp_path)
@@ -61,6 +62,7 @@ def test_two_actors_one_of_them_killed_make_the_store_that_one_process_makes(tmp
         assert [edge[2] for edge in ours_by_end] == pytest.approx([edge[2] for edge in theirs], rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_cluster_and_keeps_what_is_done(tmp_path):
     interrupt_and_go_on(write_tiny_model(tmp_path), tmp_path, "--engine", "ray", "--workers", "2")
 

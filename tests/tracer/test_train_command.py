@@ -49,6 +49,7 @@ def test_a_transcoder_is_trained_and_traced_with(tmp_path, data):
     assert "Answer" in traced.stdout and "active features" in traced.stdout
 
 
+@pytest.mark.slow
 def test_sigterm_ends_with_a_checkpoint_and_the_same_command_goes_on(tmp_path, data):
     arguments = ("train", "--data", data, "--out", "run", *SMALL, "--tokens", "1_024_000", "--report-every", "5")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}

@@ -46,6 +46,7 @@ def test_data_split_over_two_processes_gives_the_same_losses_and_weights(alone, 
     assert_close(load(tmp_path / "transcoder"), load(alone / "transcoder"))
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_run_and_one_process_goes_on(alone, tmp_path):
     process = run_script(tmp_path, "--streams", "--slow", "--die-at=12", n=2)
     _, error = process.communicate(timeout=180)

@@ -209,6 +209,7 @@ def wait_for_step(folder, step):
     raise AssertionError(f"no checkpoint of step {step}")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     expected = trained(tmp_path / "whole")
     process = run_script(tmp_path / "killed", "--slow")
