@@ -1,4 +1,4 @@
-"""A store of thousands of graphs, in folders and compacted: sizes, times of queries, and the same graphs as JSON.
+"""A store of thousands of graphs, in folders and compacted: sizes, times of queries, the same as JSON; and lab graphs.
 
     python -m benchmarks.store                                        # 10,000 generated graphs, about 15 minutes
     python -m benchmarks.store --graphs 1000 --folder /tmp/graphs     # keeps them; what is there is not made again
@@ -25,10 +25,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.batch import lab_rows
 from benchmarks.made_graphs import CITIES, made_graph, prompts
 from graphs import AttributionGraph, GraphStore, NodeKind
+from tracer.batch import Job
+from tracer.config import TraceConfig
+from tracer.loading import Source
+from tracer.processes import trace_in_processes
 
-STEPS = ("make", "before", "compact", "after", "json")
+STEPS = ("make", "before", "compact", "after", "json", "lab")
 QUERIES = {
     "20 features most often on a path from a city to the top logit": "FROM common_features($cities, 20)",
     "count and mean of all edges": "SELECT count(*) AS n, avg(abs(weight)) AS mean FROM edges",
@@ -40,7 +45,7 @@ QUERIES = {
         "GROUP BY 1"
     ),
 }
-N_JSON = 100
+N_JSON, N_LAB = 100, 200
 
 
 @click.command()
@@ -64,6 +69,11 @@ def main(count: int, folder: Path | None, repeats: int, steps: tuple[str, ...]) 
                     _tell(table, "compaction", "", f"{seconds:.1f} s")
                 case "json":
                     _compare_with_json(store, Path(place), table)
+                case "lab":
+                    lab = _trace_lab_prompts(Path(place) / "lab")
+                    _measure(lab.folder, "lab before", repeats, table)
+                    lab.compact()
+                    _measure(lab.folder, "lab after", repeats, table)
         Console(width=120).print(table)
 
 
@@ -71,6 +81,15 @@ def _make(store: GraphStore, count: int) -> None:
     chosen = prompts(count)
     for prompt, number in track(chosen[len(store.ids()) :], description="saving graphs", console=Console(stderr=True)):
         store.save(made_graph(prompt, number))
+
+
+def _trace_lab_prompts(folder: Path) -> GraphStore:
+    job = Job(folder, Source(device="cpu"), TraceConfig())
+    for _ in track(
+        trace_in_processes(job, lab_rows(N_LAB), ["cpu"]), "tracing", N_LAB, console=Console(stderr=True)
+    ):  # fmt: skip
+        pass
+    return GraphStore(folder)
 
 
 def _measure(folder: Path, when: str, repeats: int, table: Table) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graphs.database import Content
+from graphs.content import Content
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, new_nonce, write_atomically
 from graphs.graph import NodeKind

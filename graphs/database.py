@@ -6,10 +6,9 @@ files, and packs through a file system of ours that cannot write.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow.fs import LocalFileSystem
 
+from graphs.content import NOTHING, UNLIMITED, Content, Limits
 from graphs.errors import GraphError
 from graphs.filesystem import PROTOCOL, ReadOnlyFiles
 from graphs.schema import description, is_table_macro, macro_description, macros, tables, view_columns, views
@@ -30,42 +30,6 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "allow_community_extensions": "false",
     "python_enable_replacements": "false",
 }
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What DuckDB may take and give."""
-
-    memory: str = "4GB"
-    threads: int | None = None
-    """As many as there are processors, if nobody says."""
-    max_rows: int | None = None
-    """The first rows of the answer, instead of all."""
-
-
-UNLIMITED = Limits()
-
-
-@dataclass(frozen=True)
-class Content:
-    """Where the rows of a table are: in memory, in files of one graph each, and in packs."""
-
-    rows: pa.Table | None = None
-    files: Sequence[tuple[Path, str]] = ()
-    """Each with the one value of the table's first column in it: a condition on it opens no other file."""
-    packs: Sequence[Path] = ()
-    hidden: Collection[str] = ()
-    """Graphs whose rows in packs do not count."""
-    absent: Collection[str] = ()
-    """Columns that no pack has: all were written before there were any."""
-
-    @property
-    def paths(self) -> list[Path]:
-        """Every file that is read."""
-        return [*(path for path, _ in self.files), *self.packs]
-
-
-NOTHING = Content()
 
 
 def query(

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 from numpy import ndarray
-from scipy.sparse import csr_array
 
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind, logit_weights
@@ -41,6 +40,8 @@ def influence_by_length(
     logit_weight: Float[ndarray, "node"],
 ) -> Float64[ndarray, "length node"]:
     """p·Ã^length for length 0, 1, 2, …: influence over paths of exactly so many edges."""
+    from scipy.sparse import csr_array  # loaded where it is used: a list of graphs need not wait for it
+
     n_nodes = len(logit_weight)
     share = input_share(target, weight, n_nodes)
     back = csr_array((share, (source, target)), shape=(n_nodes, n_nodes))

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int
 from numpy import ndarray
-from scipy.sparse import csr_array
 
 from graphs.alignment import align
 from graphs.errors import GraphError
@@ -135,6 +134,8 @@ class _Groups:
 
     def overlap(self, n_members: int) -> float:
         """Mean Jaccard index over all pairs of graphs."""
+        from scipy.sparse import csr_array  # loaded where it is used: a list of graphs need not wait for it
+
         size = np.bincount(self.member, minlength=n_members)
         held = csr_array((np.ones(len(self.group)), (self.member, self.group)), (n_members, len(self.count)))
         both = (held @ held.T).toarray()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from graphs.database import Limits
+from graphs.content import Limits
 from graphs.errors import GraphError
 from graphs.store import GraphStore
 

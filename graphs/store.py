@@ -22,13 +22,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graphs import database
 from graphs.additions import ADDITIONS, added_files, fitted, write_rows
 from graphs.annotations import NOTHING, Annotations, read_annotations, supernode_table, write_annotations
 from graphs.columns import info_from_row, infos_from_table
 from graphs.compact import Compacted, compact_folder, mark_deleted
 from graphs.comparisons import Comparison, comparison_contents, save_comparison
-from graphs.database import UNLIMITED, Content, Limits
+from graphs.content import UNLIMITED, Content, Limits
 from graphs.description import check_folder, check_writable, create_folder
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, locked_folder, reading, write_atomically
@@ -260,6 +259,8 @@ class GraphStore:
 
     def query(self, sql: str, parameters: Mapping[str, object], limits: Limits = UNLIMITED) -> pa.Table:
         """As `sql`, with limits on what the query takes and gives."""
+        from graphs import database  # and with it DuckDB, which who only lists or opens graphs need not wait for
+
         parent = self.folder / "graphs"
         with reading(parent) if parent.is_dir() else nullcontext():
             for _ in range(_ATTEMPTS):

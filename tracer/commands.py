@@ -22,6 +22,11 @@ from tracer.tables import table_text
 
 N_JSON_PATHS = 10
 N_ROUTES = 6
+_LISTED = {
+    "graph_id": "graph_id", "prompt": "prompt", "model": "model", "nodes": "n_nodes", "edges": "n_edges",
+    "replacement": "replacement_score", "completeness": "completeness_score", "created_at": "created_at",
+}  # fmt: skip
+"""What `trace list` shows, and the columns of table `graphs` that hold it."""
 
 
 @dataclass(frozen=True)
@@ -126,19 +131,14 @@ def graph_record(graph_id: str, store: GraphStore, graph: AttributionGraph) -> d
 
 def graph_list(store: GraphStore, *, as_json: bool) -> str:
     """All saved graphs, newest first."""
-    stored = store.list()
-    rows = [
-        {
-            "graph_id": graph.graph_id, "prompt": graph.info.prompt, "model": graph.info.model,
-            "nodes": graph.n_nodes, "edges": graph.n_edges, "replacement": graph.info.replacement_score,
-            "completeness": graph.info.completeness_score,
-            "created_at": graph.info.created_at.isoformat(timespec="seconds"),
-        }
-        for graph in stored
-    ]  # fmt: skip
+    # column by column: an object for each of ten thousand graphs takes longer than all else
+    graphs = store.table().sort_by([("created_at", "descending"), ("graph_id", "descending")])
+    columns = {shown: graphs[name].to_pylist() for shown, name in _LISTED.items()}
+    columns["created_at"] = [created_at.isoformat(timespec="seconds") for created_at in columns["created_at"]]
     if as_json:
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return json.dumps(rows, ensure_ascii=False, indent=2)
-    return table_text(pa.Table.from_pylist(rows)) if rows else "no graphs yet"
+    return table_text(pa.table(columns)) if len(graphs) else "no graphs yet"
 
 
 def compact_store(store: GraphStore) -> str:

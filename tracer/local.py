@@ -20,7 +20,9 @@ from transcoders.memory import free_memory
 
 PATTERNS = 1 / 8
 """Attention patterns are held if they take no more than this share of the free memory."""
-FEATURES_AT_ONCE, TOKENS_AT_ONCE = 1 << 14, 1 << 14
+FEATURES_AT_ONCE, FEATURES_AT_ONCE_ON_GPU = 1 << 9, 1 << 14
+"""Decoder rows made wide at once: few stay in a processor's cache."""
+TOKENS_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def localize(
         positions = seen["positions"][1].reshape(embedding.shape).to(dtype)
     seen.clear()
     features, decoders = _active(transcoder, inputs)
-    _check_finite("transcoder", features.activation, transcoder.b_dec, *decoders)
+    _check_finite("transcoder", features.activation, transcoder.b_dec)
     outputs -= transcoder.skip(inputs)  # a skip connection is no node: effects flow through it
     error, constant = _unexplained(transcoder, outputs, features, decoders)
     unembedding = anatomy.unembedding
@@ -218,7 +220,14 @@ def _active(
         activation[0] = 0
         position, feature = activation.nonzero(as_tuple=True)
         distinct, row = feature.unique(return_inverse=True)
-        decoders.append(transcoder.decoder_rows(layer, distinct))
+        if 2 * len(distinct) > transcoder.config.n_features and read.is_cpu:
+            # most rows need not be copied: all of them stay in their file, of which only the wanted are read
+            decoders.append(transcoder.decoder_rows(layer, torch.arange(transcoder.config.n_features)))
+            row = feature
+        else:
+            decoders.append(transcoder.decoder_rows(layer, distinct))
+        for some in row.unique().split(FEATURES_AT_ONCE):
+            _check_finite("transcoder", decoders[-1][some])
         parts.append(
             (
                 torch.full_like(position, layer), position, feature, row,
@@ -247,9 +256,11 @@ def _add_writes(
     decoders: tuple[Tensor, ...], sign: float = 1.0,
 ) -> None:  # fmt: skip
     """Add to `written` what the active features write to the MLP output of layer `to`."""
+    at_once = FEATURES_AT_ONCE if written.is_cpu else FEATURES_AT_ONCE_ON_GPU
     for source in sources:
-        for here in (features.layer == source).nonzero()[:, 0].split(FEATURES_AT_ONCE):
-            rows = decoders[source][features.row[here], to - source].to(written.dtype)
+        decoder = decoders[source].select(1, to - source)
+        for here in (features.layer == source).nonzero()[:, 0].split(at_once):
+            rows = decoder.index_select(0, features.row[here]).to(written.dtype)
             written.index_add_(0, features.position[here], features.activation[here, None] * rows, alpha=sign)
 
 

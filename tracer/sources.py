@@ -16,8 +16,9 @@ from transcoders.memory import free_memory
 
 WRITES = 1 / 8
 """Write vectors are held if they take no more than this share of the free memory; else they are made as needed."""
-CHUNK = 1 << 28
-"""Bytes of them made at once."""
+CHUNK, CHUNK_ON_GPU = 1 << 22, 1 << 28
+"""Bytes of them made at once: few enough to stay in a processor's cache until they are multiplied, and on a GPU enough
+for its kernels to take longer than their start."""
 
 
 class Sources:
@@ -42,11 +43,15 @@ class Sources:
         """Per source; a token's layer is −1."""
         self.number = torch.arange(self.n_active, device=device) + n_positions + features.layer * (n_positions - 1)
         """Of each active feature among the sources."""
+        size = torch.ones(len(self.layer), dtype=local.error.dtype, device=device)
+        size[self.number] = features.activation
         self._first_active = [0, *torch.tensor(per_layer).cumsum(0).tolist()]
 
         order = (self.position * (n_layers + 1) + self.layer + 1).argsort(stable=True)
         self.column = torch.empty_like(order)
         """Of each source."""
+        self.size = size[order]
+        """Per column by how much the source's vector is multiplied: a feature's activation, else 1."""
         self.column[order] = torch.arange(len(order), device=device)
         place = self.position[order] * (n_layers + 1) + self.layer[order] + 1
         self._start = torch.searchsorted(place, torch.arange(n_positions * (n_layers + 1) + 1, device=device)).tolist()
@@ -72,7 +77,10 @@ class Sources:
         return (self.position[: self.first[layer]] < n).nonzero()[:, 0]
 
     def writes(self, layer: int, n: int) -> Iterator[tuple[int, slice, Float[Tensor, "source d_model"]]]:
-        """What the sources of the first n positions write to a layer's MLP output: position, columns and vectors."""
+        """What the sources of the first n positions write to a layer's MLP output: position, columns and vectors.
+
+        Each vector is still to be multiplied by its source's `size`.
+        """
         if self._held is None:
             yield from self._made(layer, n)
             return
@@ -86,7 +94,7 @@ class Sources:
     def _made(self, to: int, n: int) -> Iterator[tuple[int, slice, Float[Tensor, "source d_model"]]]:
         """The same made on the way, source layer by source layer."""
         local, features, writing = self.local, self.local.features, self.local.writing[to]
-        at_once = CHUNK // local.error[0, 0].nbytes
+        at_once = (CHUNK if local.error.is_cpu else CHUNK_ON_GPU) // local.error[0, 0].nbytes
         for source in local.transcoder.config.sources(to):
             begin = self._first_active[source]
             positions = features.position[begin : self._first_active[source + 1]]
@@ -98,8 +106,8 @@ class Sources:
                 while end < n and starts[end + 1] - starts[first] <= at_once:
                     end += 1
                 chosen = slice(starts[first], starts[end])
-                rows = local.decoders[source][features.row[chosen], to - source].to(local.error.dtype)
-                rows = writing.apply_at(rows.mul_(features.activation[chosen, None]), features.position[chosen])
+                rows = local.decoders[source].select(1, to - source).index_select(0, features.row[chosen])
+                rows = writing.apply_at(rows.to(local.error.dtype), features.position[chosen])
                 for position in range(first, end):
                     low, high = starts[position] - starts[first], starts[position + 1] - starts[first]
                     column = self._columns(position, source, source).start

@@ -48,6 +48,7 @@ def effects(
         bias += cotangent.flatten(1) @ sources.constant[below][:n].flatten()
         cotangent, skipped_bias = _through_layer(local, below, cotangent)
         bias += skipped_bias
+    effect *= sources.size[: effect.shape[1]]
     effect[:, sources.tokens(n)] = torch.einsum("bpd,pd->bp", cotangent, local.embedding[:n])
     bias += cotangent.flatten(1) @ local.position_embedding[:n].flatten()
     return effect, bias

@@ -4,7 +4,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ def write_table(table: pa.Table, form: str, output: Path | None) -> None:
 def table_text(table: pa.Table) -> str:
     """A table for people: as wide as it needs to be when not on a terminal."""
     numbers = [pa.types.is_integer(column.type) or pa.types.is_floating(column.type) for column in table.schema]
-    rows = [[_cell(value) for value in row.values()] for row in _rows(table)]
+    columns = [map(_cell, column.to_pylist(maps_as_pydicts="strict")) for column in table.columns]
+    rows = [list(row) for row in zip(*columns, strict=True)]
     if not sys.stdout.isatty() or len(rows) > _WRAPPED_ROWS:
         return _aligned(table.column_names, rows, numbers)
     shown = Table(show_edge=False, header_style="bold")
@@ -74,19 +75,19 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
 
 def _aligned(names: list[str], rows: list[list[str]], numbers: list[bool]) -> str:
     """The table as rich draws it, but quick for thousands of rows."""
-    columns = list(zip(*([names, *rows]), strict=True))
-    widths = [max(map(cell_len, column)) for column in columns]
+    lines = [names, *([cell if cell.isprintable() else " ".join(cell.splitlines()) for cell in row] for row in rows)]
+    columns = [_padded(column, number) for column, number in zip(zip(*lines, strict=True), numbers, strict=True)]
+    head, *body = zip(*columns, strict=True)
+    rule = "╇".join("━" * (cell_len(cell) + 2) for cell in head)
+    return "\n".join([f" {' ┃ '.join(head)}".rstrip(), rule, *(f" {' │ '.join(row)}".rstrip() for row in body)])
 
-    def line(cells: list[str], between: str) -> str:
-        padded = [
-            " " * (width - cell_len(cell)) + cell if number else cell + " " * (width - cell_len(cell))
-            for cell, width, number in zip(cells, widths, numbers, strict=True)
-        ]
-        return f" {between.join(padded)}".rstrip()
 
-    rule = "╇".join("━" * (width + 2) for width in widths)
-    shown = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
-    return "\n".join([line(names, " ┃ "), rule, *(line(row, " │ ") for row in shown)])
+def _padded(cells: Sequence[str], number: bool) -> list[str]:
+    lengths = [len(cell) if cell.isascii() and cell.isprintable() else cell_len(cell) for cell in cells]
+    widest = max(lengths)
+    spaces = [" " * (widest - length) for length in lengths]
+    pairs = zip(spaces, cells, strict=True) if number else zip(cells, spaces, strict=True)
+    return [first + second for first, second in pairs]
 
 
 def _cell(value: object) -> str:

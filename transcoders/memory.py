@@ -10,6 +10,7 @@ from transcoders.eight_bits import BLOCK
 from transcoders.errors import TranscoderError
 from transcoders.parallel import Place
 
+GROUPS, ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 NUMBER = 4
 """Bytes of a float32 number: gradients, moments and activations are such."""
 
@@ -23,13 +24,22 @@ def free_memory(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(known["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
-        # in a container; pages of files that were read count as used, but make room when asked
-        pages = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(pages["inactive_file"]) - int(pages["active_file"])
-        free = min(free, int(limit) - used)
-    return free
+    return min([free, *_free_in_group()])
+
+
+def _free_in_group() -> list[int]:
+    """The same in a container; pages of files that were read count as used there, but make room when asked."""
+    for line in GROUPS.read_text().splitlines() if GROUPS.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        mount, limit, used, total = ROOT, "memory.max", "memory.current", ""
+        if "memory" in controllers.split(","):  # version 1 of control groups
+            mount, limit, used, total = ROOT / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        for group in (mount / path.lstrip("/"), mount):  # the path may be that outside the container
+            if (group / limit).exists() and (text := (group / limit).read_text().strip()) != "max":
+                pages = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+                files = int(pages[f"{total}inactive_file"]) + int(pages[f"{total}active_file"])
+                return [int(text) - int((group / used).read_text()) + files]
+    return []
 
 
 def check_fits(shape: TranscoderConfig, config: TrainConfig, place: Place, device: torch.device) -> None:

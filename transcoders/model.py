@@ -108,8 +108,10 @@ class CrossLayerTranscoder(nn.Module):
         return written.unflatten(0, activations.shape[:-1]).split(self.config.d_model, dim=-1)
 
     def decoder_rows(self, source: int, features: Int[Tensor, " row"]) -> Float[Tensor, "row reach d_model"]:
-        """Decoder vectors of some features of a layer: one for each layer they write to."""
-        return self.W_dec[source][features]
+        """Decoder vectors of some features of a layer, one for each layer they write to; all of them are not copied."""
+        decoder = self.W_dec[source]
+        every = len(features) == len(decoder) and torch.equal(features, torch.arange(len(decoder)).to(features))
+        return decoder if every else decoder[features]
 
     def skip(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position d_model"]:
         """What skip connections add: a linear map of each layer's input, or nothing."""

@@ -39,7 +39,7 @@ ways(node, best) USING KEY (node) AS (
 found AS (
     SELECT unnest(w.best) AS way, generate_subscripts(w.best, 1) AS rank
     FROM ways AS w
-    WHERE w.node = from_node AND from_node < to_node
+    WHERE w.node = from_node AND from_node::INTEGER < to_node::INTEGER
 )
 SELECT
     graph AS graph_id, f.rank, f.way.strength AS strength,

@@ -61,6 +61,12 @@ def test_the_k_strongest_paths_in_sql_are_those_in_python(store, graphs, k):
     assert compared > 5
 
 
+@pytest.mark.parametrize("macro", ["paths($g, 'Dallas', 'Austin', 3)", "paths_between($g, 'Dallas', 'Austin')"])
+def test_words_in_place_of_nodes_are_refused(store, graphs, macro):
+    with pytest.raises(GraphError, match=r"Could not convert string '(Dallas|Austin)' to INT32"):
+        store.sql(f"FROM {macro}", g=next(iter(graphs)))
+
+
 def test_inputs_and_outputs_have_their_older_names_too(store, graphs):
     graph_id, graph = next(iter(graphs.items()))
     node = int(graph.target[len(graph.target) // 2])

@@ -1,0 +1,144 @@
+"""Transcoders of the lab model trained on the same activations, side by side: cross-layer, per-layer, the shipped one.
+
+    python -m benchmarks.quality                             # about 40 minutes
+    python -m benchmarks.quality --tokens 2_000_000 --row "cross-layer"
+
+One site for every distinct prefix of the lab's training prompts, as for the transcoder that ships; the trainer is that
+of `trace train`. Measured on the lab's held-out prompts as `trace evaluate` does.
+"""
+
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from examples.lab.measure import Lab, load_model
+from examples.lab.transcoder import Sites, collect_sites
+from examples.lab.world import questions, read_world
+from tracer import lab
+from tracer.evaluation import evaluate
+from tracer.evaluation_report import evaluation_record
+from tracer.material import Material, material_of_prompts
+from tracer.replacement import ReplacementModel
+from transcoders import CrossLayerTranscoder, TrainConfig, load
+from transcoders.parallel import Place
+from transcoders.scales import Scales, measure_scales
+from transcoders.shuffle import Batch
+from transcoders.train import Reporting, learn, shape_of
+
+CROSS = TrainConfig(n_features=1024, k=10, batch_tokens=1024, buffer_tokens=1024, learning_rate=3e-3, balanced=True)
+ROWS = {
+    "cross-layer": CROSS,
+    # 6 layers: a cross-layer feature has 1 + 3.5 vectors on average, a per-layer feature 2
+    "per-layer, as many parameters": replace(CROSS, cross_layer=False, n_features=2304),
+    "per-layer, as many features": replace(CROSS, cross_layer=False),
+}
+LEARNING_RATES = (1e-3, 3e-3, 6e-3)
+SHIPPED = "the shipped one (trained beside the model)"
+COLUMNS = (
+    "transcoder", "rate", "parameters", "L0", "error", "dead", "top-1", "KL", "replacement", "completeness"
+)  # fmt: skip
+N_PROMPTS = 1000
+
+
+@click.command()
+@click.option("--tokens", default=4_000_000, show_default=True, help="Of each run.")
+@click.option("--row", "rows", multiple=True, type=click.Choice([*ROWS, SHIPPED]), help="Only these; repeatable.")
+@click.option("--learning-rate", "rates", multiple=True, type=float, default=LEARNING_RATES, show_default=True)
+@click.option("--graphs", default=60, show_default=True, help="Prompts to trace.")
+def main(tokens: int, rows: tuple[str, ...], rates: tuple[float, ...], graphs: int) -> None:
+    """Train every kind with each learning rate, and print what `trace evaluate` measures of the best of each."""
+    table = Table(*COLUMNS)
+    world = read_world()
+    opened = Lab(world, questions(world), *load_model(str(lab.folder() / "model")))
+    model = ReplacementModel.load(lab.folder() / "model", lab.folder() / "transcoder")
+    held_out = [question.prompt for question in opened.questions if question.split != "train"]
+    chosen = np.random.default_rng(0).choice(len(held_out), N_PROMPTS, replace=False).tolist()
+    material = material_of_prompts(model, [held_out[i] for i in chosen], "held-out questions", graphs)
+    sites = collect_sites(opened, 0)
+    for name in rows or (*ROWS, SHIPPED):
+        if name == SHIPPED:
+            _tell(table, name, "", _judged(model, load(lab.folder() / "transcoder"), material))
+            continue
+        runs = []
+        for rate in rates:
+            config = replace(ROWS[name], learning_rate=rate, tokens=tokens)
+            runs.append((_judged(model, _trained(opened, sites, config), material), rate))
+            _tell(None, name, f"{rate:g}", runs[-1][0])
+        best, rate = max(runs, key=lambda run: run[0]["graphs"]["replacement"])
+        _tell(table, name, f"{rate:g}", best)
+    Console(width=160).print(table)
+
+
+@dataclass
+class _SiteStream:
+    """Random sites, those of frequent prefixes oftener; a run of this benchmark is never resumed."""
+
+    sites: Sites
+    scales: Scales
+    generator: torch.Generator
+    device: torch.device
+
+    def next(self, n: int) -> Batch:
+        weight = self.sites.occurrences.double().sqrt()
+        chosen = torch.multinomial(weight, n, replacement=True, generator=self.generator)
+        inputs = self.sites.inputs[:, chosen] * self.scales.inputs[:, None, None]
+        outputs = self.sites.outputs[:, chosen] * self.scales.outputs[:, None, None]
+        return Batch(inputs, outputs, torch.ones(n, dtype=torch.int64))
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {}, {}
+
+    def restore(self, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        raise NotImplementedError("this benchmark's runs are never resumed")
+
+
+def _trained(opened: Lab, sites: Sites, config: TrainConfig) -> CrossLayerTranscoder:
+    scales = measure_scales(sites.inputs, sites.outputs)
+    stream = _SiteStream(sites, scales, torch.Generator().manual_seed(config.seed), torch.device("cpu"))
+    first = torch.randperm(sites.inputs.shape[1], generator=torch.Generator().manual_seed(1))[:16_384]
+    seen = sites.inputs[:, first], sites.outputs[:, first], torch.ones(len(first), dtype=torch.int64)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        learn(
+            {0: stream}, scales, seen, shape_of(opened.model, config, "lab"), config, Path(folder),
+            place=Place(), reporting=Reporting(report_every=200, checkpoint_every=1 << 30, on_report=_note),
+        )  # fmt: skip
+        print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        return load(Path(folder) / "transcoder")
+
+
+def _note(row: dict[str, Any]) -> None:
+    known = {name: value for name, value in row.items() if isinstance(value, float | int)}
+    print("  ".join(f"{name} {value:.4g}" for name, value in known.items()), file=sys.stderr, flush=True)
+
+
+def _judged(model: ReplacementModel, transcoder: CrossLayerTranscoder, material: Material) -> dict[str, Any]:
+    n_parameters = transcoder.W_enc.numel() + sum(decoder.numel() for decoder in transcoder.W_dec)
+    judged = evaluation_record(evaluate(replace(model, transcoder=transcoder), material))
+    return judged | {"parameters": n_parameters}
+
+
+def _tell(table: Table | None, name: str, rate: str, judged: dict[str, Any]) -> None:
+    """A line on stderr, and a row of the table."""
+    cells = (
+        name, rate, f"{judged['parameters'] / 1e6:.2f} M", f"{judged['l0']:.1f}", f"{judged['relative_error']:.4f}",
+        f"{judged['dead']:.2f}", f"{judged['top1_match']:.4f}", f"{judged['kl']:.3f}",
+        f"{judged['graphs']['replacement']:.3f}", f"{judged['graphs']['completeness']:.3f}",
+    )  # fmt: skip
+    print(" | ".join(cells), file=sys.stderr, flush=True)
+    if table is not None:
+        table.add_row(*cells)
+
+
+if __name__ == "__main__":
+    main()
