@@ -1,6 +1,6 @@
 """Transcoders of the lab model trained on the same activations, side by side: cross-layer, per-layer, the shipped one.
 
-    python -m benchmarks.quality                             # about 40 minutes
+    python -m benchmarks.quality                             # about 80 minutes
     python -m benchmarks.quality --tokens 2_000_000 --row "cross-layer"
 
 One site for every distinct prefix of the lab's training prompts, as for the transcoder that ships; the trainer is that
@@ -35,7 +35,7 @@ from transcoders.scales import Scales, measure_scales
 from transcoders.shuffle import Batch
 from transcoders.train import Reporting, learn, shape_of
 
-CROSS = TrainConfig(n_features=1024, k=10, batch_tokens=1024, buffer_tokens=1024, learning_rate=3e-3, balanced=True)
+CROSS = TrainConfig(n_features=1024, k=10, batch_tokens=1024, buffer_tokens=2048, learning_rate=3e-3, balanced=True)
 ROWS = {
     "cross-layer": CROSS,
     # 6 layers: a cross-layer feature has 1 + 3.5 vectors on average, a per-layer feature 2
