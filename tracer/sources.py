@@ -58,7 +58,7 @@ class Sources:
         needed = sum(sum(self._sizes(layer)) for layer in range(n_layers)) * local.error[0, 0].nbytes
         fits = needed <= WRITES * free_memory(device)
         self._held = [self._written(layer) for layer in range(n_layers)] if fits else None
-        """Per layer the vectors that sources write there, in the order of their columns, position after position."""
+        """Per layer what `writes` gives, in the order of columns, position after position."""
         self.constant = [self._constant(layer) for layer in range(n_layers)]
         """Per layer what is added to the residual stream and is no node."""
         self.logits_error = logits_error(local)
@@ -134,7 +134,7 @@ class Sources:
         return slice(self._start[first + lowest], self._start[first + highest + 1])
 
     def _written(self, to: int) -> Float[Tensor, "column d_model"]:
-        """What all sources write to the MLP output of a layer, those of one position together."""
+        """What `writes` gives of all sources for a layer, those of one position together."""
         sizes, lowest = torch.tensor(self._sizes(to)), self.local.transcoder.config.sources(to).start
         starts = torch.tensor([self._columns(position, lowest, to).start for position in range(len(sizes))])
         shift = (starts - sizes.cumsum(0) + sizes).tolist()
