@@ -10,6 +10,7 @@ of `trace train`. Measured on the lab's held-out prompts as `trace evaluate` doe
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from examples.lab.learner import ActivationBatch
 from examples.lab.measure import Lab, load_model
-from examples.lab.transcoder import Sites, collect_sites
+from examples.lab.transcoder import SITES_PER_STEP, Sites, collect_sites, site_batches
 from examples.lab.world import questions, read_world
 from tracer import lab
 from tracer.evaluation import evaluate
@@ -35,7 +37,9 @@ from transcoders.scales import Scales, measure_scales
 from transcoders.shuffle import Batch
 from transcoders.train import Reporting, learn, shape_of
 
-CROSS = TrainConfig(n_features=1024, k=10, batch_tokens=1024, buffer_tokens=2048, learning_rate=3e-3, balanced=True)
+CROSS = TrainConfig(
+    n_features=1024, k=10, batch_tokens=SITES_PER_STEP, buffer_tokens=2 * SITES_PER_STEP, balanced=True
+)  # fmt: skip
 ROWS = {
     "cross-layer": CROSS,
     # 6 layers: a cross-layer feature has 1 + 3.5 vectors on average, a per-layer feature 2
@@ -67,32 +71,28 @@ def main(tokens: int, rows: tuple[str, ...], rates: tuple[float, ...], graphs: i
     sites = collect_sites(opened, 0)
     for name in rows or (*ROWS, SHIPPED):
         if name == SHIPPED:
-            _tell(table, name, "", _judged(model, load(lab.folder() / "transcoder"), material))
+            table.add_row(*_told(name, "", _judged(model, load(lab.folder() / "transcoder"), material)))
             continue
         runs = []
         for rate in rates:
             config = replace(ROWS[name], learning_rate=rate, tokens=tokens)
-            runs.append((_judged(model, _trained(opened, sites, config), material), rate))
-            _tell(None, name, f"{rate:g}", runs[-1][0])
-        best, rate = max(runs, key=lambda run: run[0]["graphs"]["replacement"])
-        _tell(table, name, f"{rate:g}", best)
+            judged = _judged(model, _trained(opened, sites, config), material)
+            runs.append((judged["graphs"]["replacement"], _told(name, f"{rate:g}", judged)))
+        table.add_row(*max(runs)[1])
     Console(width=160).print(table)
 
 
 @dataclass
 class _SiteStream:
-    """Random sites, those of frequent prefixes oftener; a run of this benchmark is never resumed."""
+    """The batches that the shipped transcoder learns from, scaled; a run of this benchmark is never resumed."""
 
-    sites: Sites
+    batches: Iterator[ActivationBatch]
     scales: Scales
-    generator: torch.Generator
     device: torch.device
 
     def next(self, n: int) -> Batch:
-        weight = self.sites.occurrences.double().sqrt()
-        chosen = torch.multinomial(weight, n, replacement=True, generator=self.generator)
-        inputs = self.sites.inputs[:, chosen] * self.scales.inputs[:, None, None]
-        outputs = self.sites.outputs[:, chosen] * self.scales.outputs[:, None, None]
+        inputs, outputs = next(self.batches)
+        inputs, outputs = inputs * self.scales.inputs[:, None, None], outputs * self.scales.outputs[:, None, None]
         return Batch(inputs, outputs, torch.ones(n, dtype=torch.int64))
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -104,7 +104,7 @@ class _SiteStream:
 
 def _trained(opened: Lab, sites: Sites, config: TrainConfig) -> CrossLayerTranscoder:
     scales = measure_scales(sites.inputs, sites.outputs)
-    stream = _SiteStream(sites, scales, torch.Generator().manual_seed(config.seed), torch.device("cpu"))
+    stream = _SiteStream(site_batches(sites, config.seed), scales, torch.device("cpu"))
     first = torch.randperm(sites.inputs.shape[1], generator=torch.Generator().manual_seed(1))[:16_384]
     seen = sites.inputs[:, first], sites.outputs[:, first], torch.ones(len(first), dtype=torch.int64)
     with tempfile.TemporaryDirectory() as folder:
@@ -128,16 +128,15 @@ def _judged(model: ReplacementModel, transcoder: CrossLayerTranscoder, material:
     return judged | {"parameters": n_parameters}
 
 
-def _tell(table: Table | None, name: str, rate: str, judged: dict[str, Any]) -> None:
-    """A line on stderr, and a row of the table."""
+def _told(name: str, rate: str, judged: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the table, and at once a line on stderr."""
     cells = (
         name, rate, f"{judged['parameters'] / 1e6:.2f} M", f"{judged['l0']:.1f}", f"{judged['relative_error']:.4f}",
         f"{judged['dead']:.2f}", f"{judged['top1_match']:.4f}", f"{judged['kl']:.3f}",
         f"{judged['graphs']['replacement']:.3f}", f"{judged['graphs']['completeness']:.3f}",
     )  # fmt: skip
     print(" | ".join(cells), file=sys.stderr, flush=True)
-    if table is not None:
-        table.add_row(*cells)
+    return cells
 
 
 if __name__ == "__main__":

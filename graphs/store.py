@@ -135,7 +135,7 @@ class GraphStore:
 
     def list(self) -> "builtins.list[StoredGraph]":
         """All graphs that are whole, newest first."""
-        table = self.table().sort_by([("created_at", "descending"), ("graph_id", "descending")])
+        table = self.table()
         columns = [table[name].to_pylist() for name in ("graph_id", "n_nodes", "n_edges")]
         return [
             StoredGraph(graph_id, info, n_nodes, n_edges)
@@ -143,9 +143,10 @@ class GraphStore:
         ]
 
     def table(self) -> pa.Table:
-        """Table `graphs`: one row per graph that is whole."""
+        """Table `graphs`: one row per graph that is whole, newest first."""
         heads, damaged = self._in_folders()
-        return _graphs_table(heads, self._packed(heads, damaged))
+        table = _graphs_table(heads, self._packed(heads, damaged))
+        return table.sort_by([("created_at", "descending"), ("graph_id", "descending")])
 
     def damaged(self) -> "builtins.list[DamagedGraph]":
         """The graphs that lists and queries leave out, and why."""

@@ -54,7 +54,7 @@ class ActiveFeatures:
     position: Int[Tensor, " active"]
     feature: Int[Tensor, " active"]
     row: Int[Tensor, " active"]
-    """Its decoder vectors among those of its layer: a feature active at many positions has them once."""
+    """Of its layer's `decoders`: a feature active at many positions has its vectors once."""
     activation: Float[Tensor, " active"]
     pre_activation: Float[Tensor, " active"]
 
@@ -84,7 +84,8 @@ class LocalReplacementModel:
     """Learned position vectors: no nodes."""
     features: ActiveFeatures
     decoders: tuple[Float[Tensor, "_ _ d_model"], ...]
-    """Per layer the decoder vectors (distinct, reach, d_model) of the features active anywhere."""
+    """Per layer the decoder vectors (row, reach, d_model) of the features active anywhere; of all features where those
+    stay in their file, or in memory, as they are."""
     error: Float[Tensor, "layer position d_model"]
     """MLP output less its reconstruction; zero at position 0."""
     constant: Float[Tensor, "layer position d_model"]
@@ -220,14 +221,14 @@ def _active(
         activation[0] = 0
         position, feature = activation.nonzero(as_tuple=True)
         distinct, row = feature.unique(return_inverse=True)
-        if 2 * len(distinct) > transcoder.config.n_features and read.is_cpu:
-            # most rows need not be copied: all of them stay in their file, of which only the wanted are read
-            decoders.append(transcoder.decoder_rows(layer, torch.arange(transcoder.config.n_features)))
-            row = feature
+        decoder = transcoder.whole_decoder(layer)
+        if decoder is not None:
+            row, used = feature, distinct
         else:
-            decoders.append(transcoder.decoder_rows(layer, distinct))
-        for some in row.unique().split(FEATURES_AT_ONCE):
-            _check_finite("transcoder", decoders[-1][some])
+            decoder, used = transcoder.decoder_rows(layer, distinct), torch.arange(len(distinct), device=row.device)
+        for some in used.split(FEATURES_AT_ONCE):
+            _check_finite("transcoder", decoder[some])
+        decoders.append(decoder)
         parts.append(
             (
                 torch.full_like(position, layer), position, feature, row,

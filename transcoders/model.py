@@ -108,10 +108,12 @@ class CrossLayerTranscoder(nn.Module):
         return written.unflatten(0, activations.shape[:-1]).split(self.config.d_model, dim=-1)
 
     def decoder_rows(self, source: int, features: Int[Tensor, " row"]) -> Float[Tensor, "row reach d_model"]:
-        """Decoder vectors of some features of a layer, one for each layer they write to; all of them are not copied."""
-        decoder = self.W_dec[source]
-        every = len(features) == len(decoder) and torch.equal(features, torch.arange(len(decoder)).to(features))
-        return decoder if every else decoder[features]
+        """Decoder vectors of some features of a layer: one for each layer they write to."""
+        return self.W_dec[source][features]
+
+    def whole_decoder(self, source: int) -> Float[Tensor, "feature reach d_model"] | None:
+        """Those of all features, where that takes no memory and reads nothing but what is used of it; else None."""
+        return self.W_dec[source].detach()
 
     def skip(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position d_model"]:
         """What skip connections add: a linear map of each layer's input, or nothing."""
@@ -149,3 +151,9 @@ class StoredTranscoder(CrossLayerTranscoder):
         wanted, place = features.cpu().unique(return_inverse=True)
         rows = self._stored.decoder(source, wanted).to(self.W_enc)
         return rows if torch.equal(features.cpu(), wanted) else rows[place.to(rows.device)]
+
+    def whole_decoder(self, source: int) -> Float[Tensor, "feature reach d_model"] | None:
+        """Those of all features as they lie in their file, if the trace computes with them as they are."""
+        decoder = self._stored.mapped(source)
+        as_it_is = decoder is not None and (decoder.dtype, decoder.device) == (self.W_enc.dtype, self.W_enc.device)
+        return decoder if as_it_is else None

@@ -50,6 +50,8 @@ class Stored:
     """Decoder rows of some features of a layer; nothing else of the decoders is read."""
     folded: tuple[str, ...] = ()
     """What was changed on the way, for people."""
+    mapped: Callable[[int], Float[Tensor, "feature reach d_model"] | None] = lambda layer: None
+    """By layer all decoder rows, where they lie in a file as they are; else None."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def per_layer(
             )
     return Stored(
         layout, config, layers[0][1].dtype, lambda layer: layers[layer][0],
-        lambda layer, rows: layers[layer][1][rows][:, None], folded,
+        lambda layer, rows: layers[layer][1][rows][:, None], folded, lambda layer: layers[layer][1][:, None],
     )  # fmt: skip
 
 

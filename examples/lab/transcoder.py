@@ -73,7 +73,7 @@ def finish_transcoder(lab: Lab, transcoder: CrossLayerTranscoder, config: Learne
     )  # fmt: skip
     learner = Learner(transcoder, config)
     families, whole_words = training_families(lab.questions, lab.tokenizer), whole_word_tokens(lab.tokenizer)
-    batches = _batches(sites, config.seed)
+    batches = site_batches(sites, config.seed)
     for step in range(1, config.steps + 1):
         loss, error = learner.loss(*next(batches))
         divergence = _answer_divergence(lab, transcoder, sample_batches(families, FINISH_SHARES, whole_words, random))
@@ -119,7 +119,7 @@ def collect_sites(lab: Lab, seed: int) -> Sites:
     return Sites(inputs, outputs, torch.tensor([*counts.values()]))
 
 
-def _batches(sites: Sites, seed: int) -> Iterator[ActivationBatch]:
+def site_batches(sites: Sites, seed: int) -> Iterator[ActivationBatch]:
     """Random sites, those of frequent prefixes oftener: by the root, so that rare ones are not forgotten."""
     generator = torch.Generator().manual_seed(seed)
     weight = sites.occurrences.double().sqrt()

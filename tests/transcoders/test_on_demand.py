@@ -75,6 +75,16 @@ def test_all_rows_of_a_layer_stay_in_the_file(folder):
     assert stored.decoder_rows(1, every[:5]).data_ptr() != stored.decoder_rows(1, every).data_ptr()
 
 
+def test_a_whole_decoder_is_given_only_where_it_is_used_as_it_lies_in_its_file(folder):
+    stored = load_on_demand(folder)
+    mapped = stored.whole_decoder(1)
+    assert mapped.data_ptr() == stored.decoder_rows(1, torch.arange(20)).data_ptr()
+    assert torch.equal(mapped, load(folder).W_dec[1])
+    assert load_on_demand(folder, dtype=torch.float64).whole_decoder(1) is None
+    in_memory = load(folder)
+    assert in_memory.whole_decoder(1).data_ptr() == in_memory.W_dec[1].data_ptr()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the mapped pages in /proc")
 def test_few_pages_of_a_large_decoder_are_touched(tmp_path):
     n_features, d_model = 20_000, 512

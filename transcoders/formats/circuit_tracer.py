@@ -92,7 +92,7 @@ def _read_cross_layer(folder: Path, meta: Settings) -> Stored:
         )  # fmt: skip
     return Stored(
         "circuit-tracer, cross-layer", config, decoders[0].dtype,
-        parts.__getitem__, lambda layer, rows: feature_rows([decoders[layer]], rows),
+        parts.__getitem__, lambda layer, rows: feature_rows([decoders[layer]], rows), mapped=decoders.__getitem__,
     )  # fmt: skip
 
 
