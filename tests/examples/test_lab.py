@@ -77,6 +77,7 @@ def test_cities_and_inventors_are_pieces_shared_with_other_names(lab):
             assert word in answers_whole
 
 
+@pytest.mark.slow
 def test_the_shipped_tokenizer_is_the_one_the_world_gives(lab):
     assert build_tokenizer(lab.world, lab.questions).get_vocab() == lab.tokenizer.get_vocab()
 

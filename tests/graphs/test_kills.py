@@ -1,6 +1,5 @@
 """Any process may be killed at any moment, and any disk may be full: what was acknowledged is there, whole and once."""
 
-import multiprocessing
 import os
 import resource
 import shutil
@@ -14,6 +13,7 @@ import pytest
 
 from graphs import GraphError, GraphStore
 from graphs.names import graph_id_of
+from tests.forks import FORKS
 from tests.graphs import storm
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no locks between processes")
@@ -70,21 +70,19 @@ def settle(logs: list[Path], folder: Path) -> None:
         log.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("rounds", [15, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_kill_9_among_savers_deleters_and_compactors_loses_nothing_and_readers_never_err(tmp_path, rounds):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["graphs", "tests.graphs.storm"])
     folder, errors, random = tmp_path / "store", tmp_path / "errors", np.random.default_rng(rounds)
     logs = [tmp_path / f"log{number}" for number in range(storm.N_WRITERS)]
     GraphStore(folder).compact()
-    reader = context.Process(target=storm.read, args=(str(folder), str(errors)), daemon=True)
+    reader = FORKS.Process(target=storm.read, args=(str(folder), str(errors)), daemon=True)
     reader.start()
     for turn in range(rounds):
         processes = [
-            context.Process(target=storm.write, args=(str(folder), str(log), number, turn + 1), daemon=True)
+            FORKS.Process(target=storm.write, args=(str(folder), str(log), number, turn + 1), daemon=True)
             for number, log in enumerate(logs)
         ]
-        processes += [context.Process(target=storm.compact, args=(str(folder), 0.01 * k), daemon=True) for k in (0, 1)]
+        processes += [FORKS.Process(target=storm.compact, args=(str(folder), 0.01 * k), daemon=True) for k in (0, 1)]
         for process in processes:
             process.start()
         moments = np.sort(random.uniform(0.05, 0.4, len(processes)))

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from tracer.local import LocalReplacementModel
+from tracer.local import ActiveFeatures, LocalReplacementModel
 from tracer.replacement import ReplacementModel
 from tracer.rows import Rows
 from tracer.sources import Sources
 from tracer.targets import Targets
+from transcoders import CrossLayerTranscoder
 from transcoders.activations import read_site, write_site
 from transcoders.families import dissect
 
@@ -35,12 +36,13 @@ def jacobian(replacement: ReplacementModel, local: LocalReplacementModel, target
             is_output = layer == local.n_layers
             vector = targets.direction[k] if is_output else transcoder.W_enc[layer][targets.features[k]]
             values.append(seen["final" if is_output else f"read {layer}"][position] @ vector)
-        rows = [torch.autograd.grad(value, strength, retain_graph=True, create_graph=True)[0] for value in values]
-        curvature = sum((row * row.detach()).sum() for row in rows)
+        each = torch.eye(len(values), dtype=strength.dtype)
+        [rows] = torch.autograd.grad(torch.stack(values), strength, each, is_grads_batched=True, create_graph=True)
+        curvature = (rows * rows.detach()).sum()
         if curvature.requires_grad:
             second = torch.autograd.grad(curvature, strength, allow_unused=True)[0]
             assert second is None or second.abs().max() == 0, "something non-linear was left unfrozen"
-    return torch.stack(values).detach(), torch.stack(rows).detach()
+    return torch.stack(values).detach(), rows.detach()
 
 
 def dense(rows: Rows, sources: Sources) -> Tensor:
@@ -108,18 +110,22 @@ def _replaced_mlps(
             total = local.constant[layer] + local.error[layer] * strength[first : first + local.n_positions, None]
             if transcoder.W_skip is not None:
                 total = total + seen[f"read {layer}"] @ transcoder.W_skip[layer]
-            sources = transcoder.config.sources(layer)
-            for j, source in enumerate(features.layer.tolist()):
-                if source not in sources:
-                    continue
-                feature = features.feature[j]
-                vector = transcoder.W_dec[source][feature, layer - source] * features.activation[j]
-                total = total.index_put((features.position[j],), vector * strength[j], accumulate=True)
+            written = [j for j, source in enumerate(features.layer) if source in transcoder.config.sources(layer)]
+            if written:
+                vectors = torch.stack([_decoder_row(transcoder, features, j, layer) for j in written])
+                scaled = vectors * (features.activation * strength[:n_active])[written, None]
+                total = total.index_add(0, features.position[written], scaled)
             return (total[None], *output[1:]) if isinstance(output, tuple) else total[None]
 
         handles.append(read_site(parts, transcoder.config.reads).register_forward_pre_hook(read))
         handles.append(write_site(parts, transcoder.config.writes).register_forward_hook(write))
     return handles
+
+
+def _decoder_row(transcoder: CrossLayerTranscoder, features: ActiveFeatures, number: int, layer: int) -> Tensor:
+    """What one active feature writes at a layer, at an activation of 1."""
+    source = int(features.layer[number])
+    return transcoder.W_dec[source][features.feature[number], layer - source]
 
 
 def _detached_norm(gain_offset: float):

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -15,7 +14,7 @@ import pytest
 
 from graphs import GraphStore
 from tests.tracer.conftest import tiny_llama, tiny_tokenizer, tiny_transcoder
-from tests.tracer.test_cli import refused, run
+from tests.tracer.processes import ENVIRONMENT, TRACE, refused, run
 from tracer.batch import Job, Status
 from tracer.config import TraceConfig
 from tracer.errors import TraceError
@@ -208,10 +207,8 @@ def interrupt_and_go_on(source, tmp_path, *engine):
     """Ctrl-C in the middle of a batch, and the same command again."""
     (tmp_path / "prompts.txt").write_text("\n".join(f"w{i} w{k} w{i}" for i in range(40) for k in range(12)))
     arguments = batch_arguments(source, "prompts.txt", "--store", "s", "--json", *engine)
-    command = [sys.executable, "-c", "from tracer.cli import main; main()", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [*TRACE, *arguments], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
     try:

@@ -1,7 +1,6 @@
 """The command as people run it: a real process, its output, its exit status, and what it leaves behind."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -12,24 +11,9 @@ from pathlib import Path
 
 import pytest
 
-TRACE = [sys.executable, "-c", "from tracer.cli import main; main()"]
+from tests.tracer.processes import ENVIRONMENT, TRACE, refused, run
+
 DALLAS = "the capital of the state containing Dallas is"
-
-
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [*TRACE, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def refused(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line of an expected error."""
-    assert result.returncode == 2, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("trace: ")
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +131,8 @@ def test_help_answers_without_torch(tmp_path):
     code = (
         "import sys; from tracer.cli import cli; cli(['-h'], standalone_mode=False); assert 'torch' not in sys.modules"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
     assert "Examples:" in result.stdout
@@ -238,11 +221,10 @@ def test_a_port_in_use_is_refused(store):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("after", [0.5, 2.0, 3.5])
+@pytest.mark.parametrize("after", [0.5, pytest.param(2.0, marks=pytest.mark.slow), 3.5])
 def test_an_interrupted_trace_leaves_nothing_half_written(tmp_path, number, after):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
-        [*TRACE, DALLAS, "--coverage", "1", "--no-prune"], cwd=tmp_path, env=environment, text=True,
+        [*TRACE, DALLAS, "--coverage", "1", "--no-prune"], cwd=tmp_path, env=ENVIRONMENT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     time.sleep(after)

@@ -1,10 +1,6 @@
 """Export, import and comparison as people run them: real processes, one-line errors, nothing half imported."""
 
 import json
-import os
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import networkx
@@ -12,30 +8,9 @@ import pytest
 
 from graphs import GraphStore
 from tests.tracer.conftest import CASES
+from tests.tracer.processes import refused, run
 
-TRACE = [sys.executable, "-c", "from tracer.cli import main; main()"]
 THEIRS = CASES / "circuit-tracer"
-
-
-def run(*arguments: str, folder: Path, memory: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run `trace`; with `memory` it gets no more than so many bytes."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-
-    return subprocess.run(
-        [*TRACE, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
-        preexec_fn=limit if memory else None,
-    )  # fmt: skip
-
-
-def refused(result: subprocess.CompletedProcess[str]) -> str:
-    assert result.returncode == 2, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("trace: ")
-    return lines[0]
 
 
 @pytest.fixture(scope="module")

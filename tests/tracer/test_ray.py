@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from graphs import GraphStore
+from tests.tracer.processes import refused, run
 from tests.tracer.test_batch import PROMPTS, ROWS, interrupt_and_go_on, prompts_in, write_tiny_model
-from tests.tracer.test_cli import refused, run
 from tracer.batch import Job, Status
 from tracer.config import TraceConfig
 from tracer.prompts import Row

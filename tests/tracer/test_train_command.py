@@ -1,15 +1,14 @@
 """`trace train` in its own process: a run, its metrics, a run that goes on, and what it refuses."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import fields
 
 import pyarrow.parquet as pq
 import pytest
 
+from tests.tracer.processes import ENVIRONMENT, TRACE, run
 from tracer.cli import cli
 from tracer.errors import TraceError
 from transcoders import TrainConfig, TranscoderError
@@ -17,15 +16,6 @@ from transcoders.progress import latest
 
 STATES = ("Texas", "Ohio", "Utah", "Iowa", "Nevada", "Oregon", "Idaho", "Maine")
 SMALL = ("--n-features", "64", "--k", "4", "--batch-tokens", "256", "--buffer-tokens", "1024", "--context", "16")
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "tracer", *map(str, arguments)]
-
-
-def run(*arguments, cwd):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command(*arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
 
 
 @pytest.fixture
@@ -36,7 +26,7 @@ def data(tmp_path):
 
 
 def test_a_transcoder_is_trained_and_traced_with(tmp_path, data):
-    done = run("train", "--data", data, "--out", "run", *SMALL, "--tokens", "20_480", cwd=tmp_path)
+    done = run("train", "--data", str(data), "--out", "run", *SMALL, "--tokens", "20_480", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "run/transcoder is ready; trace with --transcoder run/transcoder\n"
     assert "step 80/80" in done.stderr and "NMSE" in done.stderr
@@ -44,16 +34,15 @@ def test_a_transcoder_is_trained_and_traced_with(tmp_path, data):
     assert [row["step"] for row in rows] == [20, 40, 60, 80]
     assert rows[-1]["nmse"] < rows[0]["nmse"]
     assert len(rows[-1]["nmse_by_layer"]) == 6 and len(rows[-1]["relative_error_by_position"]) == 4
-    traced = run("the capital of Texas is", "--transcoder", "run/transcoder", cwd=tmp_path)
+    traced = run("the capital of Texas is", "--transcoder", "run/transcoder", folder=tmp_path)
     assert traced.returncode == 0, traced.stderr
     assert "Answer" in traced.stdout and "active features" in traced.stdout
 
 
 @pytest.mark.slow
 def test_sigterm_ends_with_a_checkpoint_and_the_same_command_goes_on(tmp_path, data):
-    arguments = ("train", "--data", data, "--out", "run", *SMALL, "--tokens", "1_024_000", "--report-every", "5")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    process = subprocess.Popen(command(*arguments), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    arguments = ("train", "--data", str(data), "--out", "run", *SMALL, "--tokens", "1_024_000", "--report-every", "5")
+    process = subprocess.Popen([*TRACE, *arguments], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     for _ in range(1200):
         if (tmp_path / "run" / "metrics.parquet").exists():
             break
@@ -63,7 +52,7 @@ def test_sigterm_ends_with_a_checkpoint_and_the_same_command_goes_on(tmp_path, d
     assert process.returncode == 143, error
     step = latest(tmp_path / "run").name.removeprefix("step-")
     assert f"trace: stopped after step {step} of 4000; start the same command again to go on." in error
-    changed = run(*arguments, "--k", "5", cwd=tmp_path)
+    changed = run(*arguments, "--k", "5", folder=tmp_path)
     assert changed.returncode == 2
     assert "holds a run with other settings: k was 4 and is 5." in changed.stderr
     assert len(changed.stderr.splitlines()) == 1

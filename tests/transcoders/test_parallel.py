@@ -31,6 +31,7 @@ def alone(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_features_split_over_two_processes_give_the_same_losses_and_weights(alone, tmp_path):
     finish(run_script(tmp_path, "--streams", n=2))
     torch.testing.assert_close(losses(tmp_path), losses(alone), atol=1e-5, rtol=1e-5)
@@ -40,6 +41,7 @@ def test_features_split_over_two_processes_give_the_same_losses_and_weights(alon
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_data_split_over_two_processes_gives_the_same_losses_and_weights(alone, tmp_path):
     finish(run_script(tmp_path, "--streams", "--shards=1", n=2))
     torch.testing.assert_close(losses(tmp_path), losses(alone), atol=1e-5, rtol=1e-5)

@@ -51,6 +51,7 @@ def assert_same(first, second):
         assert torch.equal(second.state_dict()[name], tensor), name
 
 
+@pytest.mark.slow
 def test_a_planted_transcoder_is_recovered(tmp_path):
     planted = planted_transcoder(3, 48, 128)
     inputs, outputs, _ = planted_activations(planted, 16_384, 3, torch.Generator().manual_seed(9))
@@ -122,7 +123,15 @@ def test_a_cache_of_activations_changes_nothing(tmp_path):
     assert_same(filled, read)
 
 
-@pytest.mark.parametrize("half", [{"weights": "bfloat16"}, {"products": "bfloat16"}, {"moments": "8bit"}, FEWEST_BITS])
+@pytest.mark.parametrize(
+    "half",
+    [
+        FEWEST_BITS,
+        pytest.param({"weights": "bfloat16"}, marks=pytest.mark.slow),
+        pytest.param({"products": "bfloat16"}, marks=pytest.mark.slow),
+        pytest.param({"moments": "8bit"}, marks=pytest.mark.slow),
+    ],
+)
 def test_half_precision_learns_as_single_does(tmp_path, half):
     rows, narrow = [], []
     trained(tmp_path / "single", replace(SMALL, tokens=200 * 256), on_report=rows.append)
@@ -234,6 +243,7 @@ def test_a_terminated_run_writes_a_checkpoint_and_leaves(tmp_path):
     assert f"after step {latest(tmp_path).name.removeprefix('step-')} of 60" in error
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(tmp_path):
     process = run_script(tmp_path, "--disk-full-at=8")
     _, error = process.communicate(timeout=60)

@@ -1,0 +1,47 @@
+"""`trace …` in a process of its own: its output, its exit status, and what it leaves behind."""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.forks import FORKS
+
+TRACE = [sys.executable, "-c", "from tracer.cli import main; main()"]  # for what must begin from nothing
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
+
+
+def run(*arguments: str, folder: Path, memory: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `trace` in a folder; with `memory` it gets no more than so many bytes."""
+    with tempfile.TemporaryDirectory() as said:
+        process = FORKS.Process(target=_command, args=(arguments, folder, memory, Path(said)))
+        process.start()
+        process.join(timeout=300)
+        assert process.exitcode is not None, f"trace {' '.join(arguments)} did not end within 300 s"
+        output, errors = ((Path(said) / name).read_text() for name in ("output", "errors"))
+        return subprocess.CompletedProcess(arguments, process.exitcode, output, errors)
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line of an expected error."""
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("trace: ")
+    return lines[0]
+
+
+def _command(arguments: tuple[str, ...], folder: Path, memory: int, said: Path) -> None:
+    from tracer.cli import main
+
+    for name, stream in (("output", sys.stdout), ("errors", sys.stderr)):
+        with (said / name).open("w") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.chdir(folder)
+    if memory:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    sys.argv = ["trace", *arguments]
+    main()
