@@ -5,12 +5,13 @@ nodes-<nonce>.parquet  the nonce is in the metadata of graph.parquet, so a repla
 edges-<nonce>.parquet
 """
 
+import base64
 import os
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,8 @@ DAMAGE = (GraphError, pa.ArrowException, OSError)
 
 _NONCE = b"nonce"
 _TAILS = b"tails"
+_ROW = b"row"
+_SCHEMA = b"ARROW:schema"
 _TAIL = 1 << 14  # bytes that hold the footer of a file of one graph
 _ATTEMPTS = 50  # of a reader whose graph is replaced under its hands
 _Result = TypeVar("_Result")
@@ -84,8 +87,7 @@ def write_graph(folder: Path, graph: AttributionGraph, graph_id: str) -> None:
     try:
         for path, table in zip(paths, (nodes_to_table(graph, graph_id), edges_to_table(graph, graph_id)), strict=False):
             write_durably(path, partial(_write, table))
-        head = head.replace_schema_metadata({_NONCE: nonce, _TAILS: _tails(*paths[:2])})
-        write_durably(paths[-1], partial(_write, head))
+        write_durably(paths[-1], partial(_write_head, head, {_NONCE: nonce, _TAILS: _tails(*paths[:2])}))
         sync_folder(folder)
         paths[-1].replace(folder / HEAD)
     except BaseException:
@@ -176,13 +178,24 @@ def _is_data(path: Path) -> bool:
 
 def _write(table: pa.Table, path: Path) -> None:
     options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
-    if "prompt" in table.column_names:
-        # one row only, which lists and queries read of every graph: plain is smallest and fastest
-        options |= {"compression": "none", "use_dictionary": False, "write_statistics": False}
     if "weight" in table.column_names:
         # bytes of equal rank together: single precision stored as double takes hardly more room
         options |= {"use_dictionary": ["graph_id"], "column_encoding": {"weight": "BYTE_STREAM_SPLIT"}}
     pq.write_table(table, path, **options)
+
+
+def _write_head(head: pa.Table, metadata: dict[bytes, str], path: Path) -> None:
+    """One row, which lists and queries read of every graph: plain is smallest and fastest.
+
+    Its footer has the row as well, as Arrow writes batches: thirty columns of one row take longer to read than a file
+    takes to open.
+    """
+    [row] = head.combine_chunks().to_batches()
+    options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    with pq.ParquetWriter(path, head.schema, write_page_checksum=True, **options) as writer:
+        writer.write_table(head)
+        content = base64.b64encode(row.serialize())
+        writer.add_key_value_metadata(metadata | {_ROW: b"%d:%b" % (zlib.crc32(content), content)})
 
 
 def _is_committed(folder: Path, nonce: str) -> bool:
@@ -201,7 +214,8 @@ def _remove(folder: Path, paths: set[Path]) -> None:
 def _read_head(folder: Path) -> Head:
     # one open file, so that row and nonce are of one version
     with pq.ParquetFile(folder / HEAD, page_checksum_verification=True) as file:
-        table, metadata = file.read(use_threads=False), file.metadata.metadata or {}
+        metadata = file.metadata.metadata or {}
+        table = _row(metadata) if _ROW in metadata else file.read(use_threads=False)
     nonce = metadata.get(_NONCE, b"").decode("ascii", "replace")
     if not (nonce.isalnum() and table.num_rows == 1):
         raise GraphError(f"{HEAD} has {table.num_rows} rows and nonce {nonce!r}")
@@ -211,6 +225,22 @@ def _read_head(folder: Path) -> Head:
     if head.graph_id != folder.name:
         raise GraphError(f"{HEAD} holds graph {head.graph_id}")
     return head
+
+
+def _row(metadata: dict[bytes, bytes]) -> pa.Table:
+    """The one row of a head, out of its footer."""
+    checksum, _, content = metadata[_ROW].partition(b":")
+    if checksum != b"%d" % zlib.crc32(content):
+        raise GraphError(f"the row in the footer of {HEAD} is not the one that was written")
+    row = pa.ipc.read_record_batch(pa.py_buffer(base64.b64decode(content)), _schema(metadata.get(_SCHEMA, b"")))
+    row.validate(full=True)  # a checksum proves no good will
+    return pa.Table.from_batches([row])
+
+
+@lru_cache(16)
+def _schema(encoded: bytes) -> pa.Schema:
+    """A schema as Arrow notes it in Parquet files; thousands of files have the same."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded)))
 
 
 def _read_data(head: Head) -> AttributionGraph:
@@ -227,10 +257,10 @@ def _tails(*paths: Path) -> str:
     """Sizes of the files and checksums of their ends."""
     found = []
     for path in paths:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - _TAIL, 0))
-            found.append(f"{size}:{zlib.crc32(file.read())}")
+            found.append(f"{size}:{zlib.crc32(file.readall())}")
     return " ".join(found)
 
 
@@ -247,7 +277,11 @@ def _check_footers(head: Head) -> Head:
 
 def check_columns(schema: pa.Schema, table: str, name: str) -> None:
     """Raise `GraphError` unless these are the columns of the table, today's or those of an older version."""
-    lacking = LATER_COLUMNS.get(table, {}).keys() - set(schema.names)
-    expected = pa.schema([field for field in tables()[table] if field.name not in lacking])
-    if not schema.equals(expected, check_metadata=False):
+    lacking = frozenset(LATER_COLUMNS.get(table, {}).keys() - set(schema.names))
+    if not schema.equals(_columns_without(lacking, table), check_metadata=False):
         raise GraphError(f"{name} does not have the columns of table {table}")
+
+
+@cache
+def _columns_without(lacking: frozenset[str], table: str) -> pa.Schema:
+    return pa.schema([field for field in tables()[table] if field.name not in lacking])

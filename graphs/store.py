@@ -11,9 +11,9 @@ queries/<name>.sql           SQL that was saved by name
 
 import builtins
 import difflib
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +40,6 @@ from graphs.queries import query_names, read_query, write_query
 from graphs.schema import tables
 
 _TRANSCODER = b"transcoder"
-_READERS = 4  # threads; most of the time goes into opening files
 _ATTEMPTS = 50  # of a reader whose graphs are moved or deleted under its hands
 
 
@@ -302,14 +301,13 @@ class GraphStore:
     def _folders(self) -> Iterator[Path]:
         parent = self.folder / "graphs"
         if parent.is_dir():
-            for folder in sorted(parent.iterdir()):
-                if is_graph_id(folder.name) and (folder / HEAD).exists():
-                    yield folder
+            for name in sorted(os.listdir(parent)):
+                if is_graph_id(name) and (parent / name / HEAD).exists():
+                    yield parent / name
 
     def _in_folders(self) -> "tuple[builtins.list[Head], builtins.list[DamagedGraph]]":
         """The graphs in folders of their own."""
-        with ThreadPoolExecutor(_READERS) as readers:
-            found = list(readers.map(self._head_or_damage, self._folders()))
+        found = [self._head_or_damage(folder) for folder in self._folders()]
         heads = [head for head in found if isinstance(head, Head)]
         return heads, [graph for graph in found if isinstance(graph, DamagedGraph)]
 
