@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -133,9 +134,9 @@ def graph_list(store: GraphStore, *, as_json: bool) -> str:
     """All saved graphs, newest first."""
     # column by column: an object for each of ten thousand graphs takes longer than all else
     graphs = store.table()
-    times = [created_at.isoformat(timespec="seconds") for created_at in graphs["created_at"].to_pylist()]
+    seconds = graphs["created_at"].cast(pa.timestamp("s"), safe=False)
     columns = {shown: graphs[name] for shown, name in _LISTED.items()}
-    listed = pa.table(columns | {"created_at": pa.array(times, pa.string())})
+    listed = pa.table(columns | {"created_at": pc.strftime(seconds, format="%Y-%m-%dT%H:%M:%S+00:00")})
     if as_json:
         return json.dumps(listed.to_pylist(), ensure_ascii=False, indent=2)
     return table_text(listed) if len(listed) else "no graphs yet"

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from graphs import AttributionGraph, GraphInfo, NodeKind, cumulative_share, node_influence
@@ -137,3 +139,10 @@ def random_graph() -> Callable[..., AttributionGraph]:
 @pytest.fixture(scope="session")
 def dense() -> Callable[[AttributionGraph], np.ndarray]:
     return _dense
+
+
+def drop_columns(path: Path, names: list[str]) -> None:
+    """A file of the store as if it had been written before it had these columns, or a row in its footer."""
+    noted = pq.read_metadata(path).metadata or {}
+    kept = {key: value for key, value in noted.items() if key not in (b"ARROW:schema", b"row")}
+    pq.write_table(pq.read_table(path).drop_columns(names).replace_schema_metadata(kept), path, compression="zstd")

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +12,7 @@ from graphs import Annotations, Comparison, GraphError, GraphStore, Supernode, m
 from graphs.compact import compact_folder
 from graphs.files import reading
 from graphs.packs import PARTS
+from tests.graphs.conftest import drop_columns
 
 PROMPTS = ("a b c", "d e f", "g h i")
 
@@ -458,7 +458,3 @@ def test_comparisons_of_packed_graphs_are_those_of_the_graphs_in_folders(store, 
     assert len(before) == len(in_folders.source)
     query = "SELECT comparison, graph_id FROM comparisons, graphs WHERE list_contains(graph_ids, graph_id)"
     assert store.sql(query).num_rows == 6
-
-
-def drop_columns(path: Path, names: list[str]) -> None:
-    pq.write_table(pq.read_table(path).drop_columns(names), path, compression="zstd")

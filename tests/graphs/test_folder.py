@@ -15,6 +15,7 @@ import pytest
 
 from graphs import GraphError, GraphStore
 from graphs.files import reading
+from tests.graphs.conftest import drop_columns
 
 HERE = Path(__file__).parent
 
@@ -93,13 +94,35 @@ def test_flipped_bytes_in_the_middle_are_noticed_when_the_graph_is_loaded(tmp_pa
         store.load(graph_id)
 
 
+def test_a_changed_row_in_the_footer_of_a_head_is_noticed(tmp_path, random_graph):
+    store = GraphStore(tmp_path)
+    graph_id = store.save(random_graph(0))
+    path = tmp_path / "graphs" / graph_id / "graph.parquet"
+    row = pq.read_metadata(path).metadata[b"row"]
+    changed = row.replace(row[200:201], b"A" if row[200:201] != b"A" else b"B")
+    path.write_bytes(path.read_bytes().replace(row, changed))
+    [found] = store.damaged()
+    assert (found.graph_id, "the row in the footer" in found.reason) == (graph_id, True)
+
+
+def test_a_head_without_a_row_in_its_footer_is_read_as_any_other_table(tmp_path, random_graph):
+    store = GraphStore(tmp_path)
+    graph_id = store.save(random_graph(0))
+    path = tmp_path / "graphs" / graph_id / "graph.parquet"
+    with pq.ParquetFile(path) as file:
+        table, noted = file.read(), file.metadata.metadata
+    [stored] = GraphStore(tmp_path).list()
+    pq.write_table(table.replace_schema_metadata({key: noted[key] for key in (b"nonce", b"tails")}), path)
+    assert GraphStore(tmp_path).list() == [stored]
+
+
 def test_a_graph_saved_before_a_column_was_added_opens_with_what_held_then(tmp_path, random_graph):
     store = GraphStore(tmp_path)
     graph = random_graph(0)
     graph_id = store.save(graph)
-    drop_column(tmp_path / "graphs" / graph_id, "graph.parquet", "row_share")
-    drop_column(tmp_path / "graphs" / graph_id, "graph.parquet", "tags")
-    drop_column(tmp_path / "graphs" / graph_id, "nodes-*", "remainder")
+    folder = tmp_path / "graphs" / graph_id
+    drop_columns(folder / "graph.parquet", ["row_share", "tags"])
+    drop_columns(next(folder.glob("nodes-*")), ["remainder"])
     assert store.damaged() == []
     assert [stored.graph_id for stored in store.list()] == [graph_id]
     loaded = store.load(graph_id)
@@ -117,13 +140,8 @@ def test_a_graph_saved_before_a_column_was_added_opens_with_what_held_then(tmp_p
 def test_a_graph_without_a_column_that_always_was_there_is_damaged(tmp_path, random_graph):
     store = GraphStore(tmp_path)
     graph_id = store.save(random_graph(0))
-    drop_column(tmp_path / "graphs" / graph_id, "nodes-*", "activation")
+    drop_columns(next((tmp_path / "graphs" / graph_id).glob("nodes-*")), ["activation"])
     assert [found.graph_id for found in store.damaged()] == [graph_id]
-
-
-def drop_column(folder, pattern, column):
-    [path] = folder.glob(pattern)
-    pq.write_table(pq.read_table(path).drop_columns(column), path, compression="zstd")
 
 
 def test_a_copied_folder_does_not_pass_for_another_graph(tmp_path, make_graph):

@@ -3,12 +3,12 @@
 import re
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from graphs import GraphError, GraphStore, NodeKind, strongest_paths
 from graphs.reach import reach
 from graphs.schema import macro_example, macros, views
+from tests.graphs.conftest import drop_columns
 
 
 @pytest.fixture(scope="module", params=["in folders", "in a pack"])
@@ -100,7 +100,7 @@ def test_common_features_of_graphs_of_version_1_name_the_command_that_helps(tmp_
     store = GraphStore(tmp_path)
     store.save(random_graph(0))
     [path] = tmp_path.rglob("nodes-*")
-    pq.write_table(pq.read_table(path).drop_columns(["reached_from", "reaches_answer"]), path)
+    drop_columns(path, ["reached_from", "reaches_answer"])
     with pytest.raises(GraphError, match="was saved by version 1; run trace compact, then ask again"):
         store.sql("FROM common_features(NULL, 3)")
     store.compact()
