@@ -13,7 +13,7 @@ import builtins
 import difflib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -121,6 +121,12 @@ class GraphStore:
                         f"graph {graph_id} is damaged: {one_line(error)}; trace it again or delete it."
                     ) from error
         raise GraphError(f"graph {graph_id} is moved faster than it can be read; ask again later.")
+
+    def version(self, graph_id: str) -> Hashable:
+        """Another one after the graph was saved again, moved into a pack or deleted."""
+        saved = head_stamp(self._path(graph_id))
+        pack = self._in_pack(graph_id) if saved is None else None
+        return saved if pack is None else pack.name
 
     def find(self, graph_id: str) -> StoredGraph | None:
         """What a list shows of this graph; None if it is not there or damaged."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,42 @@ def create_app(store: GraphStore, *, token: str | None = None) -> Flask:
     app.jinja_env.globals["asset"] = lambda name: f"/static/{name}?v={versions[name]}"
     app.jinja_env.filters["visible"] = visible
     protect(app, token=token, versions=versions)
-    _add_pages(app, store)
-    _add_api(app, store)
+    graphs = _Graphs(store)
+    _add_pages(app, store, graphs)
+    _add_api(app, store, graphs)
     app.register_error_handler(HTTPException, _tell)
     app.register_error_handler(GraphError, _tell_broken_store)
     return app
 
 
-def _add_pages(app: Flask, store: GraphStore) -> None:
+class _Graphs:
+    """The graphs of a store, of which the one that was asked for last stays loaded: a page asks for the same one again
+    and again, and one of millions of edges takes seconds to read.
+    """
+
+    def __init__(self, store: GraphStore) -> None:
+        self._store = store
+        self._last: tuple[tuple[str, Hashable], AttributionGraph] | None = None
+
+    def load(self, graph_id: str) -> AttributionGraph:
+        try:
+            asked, last = (graph_id, self._store.version(graph_id)), self._last
+            if last is None or last[0] != asked:
+                self._last = last = None  # there need not be room for two
+                self._last = last = asked, self._store.load(graph_id)
+            return last[1]
+        except GraphError as error:
+            abort(404, str(error))
+
+
+def _add_pages(app: Flask, store: GraphStore, graphs: _Graphs) -> None:
     @app.get("/")
     def show_library() -> str:
         return render_template("library.html", library=library(store), folder=store.folder)
 
     @app.get("/g/<graph:graph_id>")
     def show_graph(graph_id: str) -> str:
-        graph = _load(store, graph_id)
+        graph = store.find(graph_id) or graphs.load(graph_id)  # which says why it is not there
         info = graph.info
         return render_template(
             "graph.html",
@@ -60,14 +82,14 @@ def _add_pages(app: Flask, store: GraphStore) -> None:
         return "ok\n", {"Content-Type": "text/plain; charset=utf-8"}
 
 
-def _add_api(app: Flask, store: GraphStore) -> None:
+def _add_api(app: Flask, store: GraphStore, graphs: _Graphs) -> None:
     @app.get("/api/graphs/<graph:graph_id>")
     def tell_graph(graph_id: str) -> ResponseReturnValue:
-        return jsonify({"graph_id": graph_id, **graph_details(_load(store, graph_id))})
+        return jsonify({"graph_id": graph_id, **graph_details(graphs.load(graph_id))})
 
     @app.get("/api/graphs/<graph:graph_id>/nodes/<int:node>")
     def tell_node(graph_id: str, node: int) -> ResponseReturnValue:
-        graph = _load(store, graph_id)
+        graph = graphs.load(graph_id)
         if node >= graph.n_nodes:
             abort(404, f"graph {graph_id} has no node {node}; its nodes are 0 … {graph.n_nodes - 1}.")
         return jsonify({**node_details(graph, node), "record": feature_record(store, graph, node)})
@@ -94,13 +116,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return value
-
-
-def _load(store: GraphStore, graph_id: str) -> AttributionGraph:
-    try:
-        return store.load(graph_id)
-    except GraphError as error:
-        abort(404, str(error))
 
 
 def _tell(error: HTTPException) -> ResponseReturnValue:

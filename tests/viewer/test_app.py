@@ -1,6 +1,7 @@
 """Pages and JSON through the test client: what they show, and whom they refuse."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,22 @@ def test_the_page_of_a_graph_names_it(client, graph_id):
     page = client.get(f"/g/{graph_id}").text
     assert f'data-graph="{graph_id}"' in page
     assert "<title>the capital of</title>" in page
+
+
+def test_what_is_shown_is_what_the_store_has_now(client, store, graph_id):
+    last = store.load(graph_id).n_nodes - 1
+
+    def weights() -> list[float]:
+        return [edge["weight"] for edge in client.get(f"/api/graphs/{graph_id}/nodes/{last}").json["incoming"]]
+
+    graph, before = store.load(graph_id), weights()
+    assert weights() == before
+    assert store.save(replace(graph, weight=graph.weight * 2)) == graph_id
+    assert weights() == pytest.approx([2 * weight for weight in before])
+    store.compact()
+    assert weights() == pytest.approx([2 * weight for weight in before])
+    store.delete(graph_id)
+    assert client.get(f"/api/graphs/{graph_id}").status_code == 404
 
 
 def test_an_unknown_graph_is_told_in_one_line(client):
