@@ -135,8 +135,8 @@ def graph_list(store: GraphStore, *, as_json: bool) -> str:
     # column by column: an object for each of ten thousand graphs takes longer than all else
     graphs = store.table()
     seconds = graphs["created_at"].cast(pa.timestamp("s"), safe=False)
-    columns = {shown: graphs[name] for shown, name in _LISTED.items()}
-    listed = pa.table(columns | {"created_at": pc.strftime(seconds, format="%Y-%m-%dT%H:%M:%S+00:00")})
+    times = pc.call_function("strftime", [seconds], pc.StrftimeOptions("%Y-%m-%dT%H:%M:%S+00:00"))
+    listed = pa.table({shown: graphs[name] for shown, name in _LISTED.items()} | {"created_at": times})
     if as_json:
         return json.dumps(listed.to_pylist(), ensure_ascii=False, indent=2)
     return table_text(listed) if len(listed) else "no graphs yet"
