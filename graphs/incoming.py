@@ -10,6 +10,8 @@ from numpy import ndarray
 from graphs.errors import GraphError
 
 TINY = float(np.finfo(np.float64).tiny)
+_EDGES_AT_ONCE = 1 << 18
+"""Made wide to be summed: all of millions at once would take three times their own memory."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,13 @@ def out_of(edges: Incoming, kept: Bool[ndarray, "node"]) -> Incoming:
 
 def received(edges: Incoming) -> Float64[ndarray, "row"]:
     """Σ|w| of each row."""
-    if len(edges.node) == 0:
-        return np.zeros(0)
-    return np.add.reduceat(np.abs(edges.weight), edges.start, dtype=np.float64)
+    total, stop, end = np.zeros(len(edges.node)), edges.start + edges.count, 0
+    while end < len(total):
+        first, begin = end, edges.start[end]
+        end = max(first + 1, int(np.searchsorted(stop, begin + _EDGES_AT_ONCE, side="right")))
+        strength = np.abs(edges.weight[begin : stop[end - 1]])
+        total[first:end] = np.add.reduceat(strength, edges.start[first:end] - begin, dtype=np.float64)
+    return total
 
 
 def passed_back(
