@@ -6,6 +6,7 @@ edges-<nonce>.parquet
 """
 
 import base64
+import binascii
 import os
 import zlib
 from collections.abc import Callable
@@ -232,8 +233,11 @@ def _row(metadata: dict[bytes, bytes]) -> pa.Table:
     checksum, _, content = metadata[_ROW].partition(b":")
     if checksum != b"%d" % zlib.crc32(content):
         raise GraphError(f"the row in the footer of {HEAD} is not the one that was written")
-    row = pa.ipc.read_record_batch(pa.py_buffer(base64.b64decode(content)), _schema(metadata.get(_SCHEMA, b"")))
-    row.validate(full=True)  # a checksum proves no good will
+    try:
+        row = pa.ipc.read_record_batch(pa.py_buffer(base64.b64decode(content)), _schema(metadata.get(_SCHEMA, b"")))
+        row.validate(full=True)  # a checksum proves no good will
+    except (binascii.Error, EOFError) as error:
+        raise GraphError(f"the row in the footer of {HEAD} cannot be read: {error}") from error
     return pa.Table.from_batches([row])
 
 

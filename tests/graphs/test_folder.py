@@ -1,10 +1,12 @@
 """What becomes of a store when files break, saves are killed, disks fill up and others write at the same time."""
 
+import base64
 import os
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,15 +96,32 @@ def test_flipped_bytes_in_the_middle_are_noticed_when_the_graph_is_loaded(tmp_pa
         store.load(graph_id)
 
 
-def test_a_changed_row_in_the_footer_of_a_head_is_noticed(tmp_path, random_graph):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row[:200] + (b"A" if row[200:201] != b"A" else b"B") + row[201:],
+        lambda row: with_checksum(b"not base64" * 3 + b"x"),
+        lambda row: with_checksum(base64.b64encode(b"no batch of Arrow")),
+        lambda row: with_checksum(base64.b64encode(base64.b64decode(row.partition(b":")[2])[::-1])),
+        lambda row: b"",
+    ],
+)
+def test_a_wrong_row_in_the_footer_of_a_head_is_noticed(tmp_path, random_graph, change):
     store = GraphStore(tmp_path)
-    graph_id = store.save(random_graph(0))
+    graph_id, good = store.save(random_graph(0)), store.save(random_graph(1, prompt="Dallas is in"))
     path = tmp_path / "graphs" / graph_id / "graph.parquet"
-    row = pq.read_metadata(path).metadata[b"row"]
-    changed = row.replace(row[200:201], b"A" if row[200:201] != b"A" else b"B")
-    path.write_bytes(path.read_bytes().replace(row, changed))
-    [found] = store.damaged()
-    assert (found.graph_id, "the row in the footer" in found.reason) == (graph_id, True)
+    with pq.ParquetFile(path) as file:
+        table, noted = file.read(), file.metadata.metadata
+    del noted[b"ARROW:schema"]
+    with pq.ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(noted | {b"row": change(noted[b"row"])})
+    assert [found.graph_id for found in store.damaged()] == [graph_id]
+    assert [stored.graph_id for stored in store.list()] == [good]
+
+
+def with_checksum(content: bytes) -> bytes:
+    return b"%d:%b" % (zlib.crc32(content), content)
 
 
 def test_a_head_without_a_row_in_its_footer_is_read_as_any_other_table(tmp_path, random_graph):
