@@ -70,7 +70,7 @@ def settle(logs: list[Path], folder: Path) -> None:
         log.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [15, pytest.param(200, marks=pytest.mark.slow)])
 def test_kill_9_among_savers_deleters_and_compactors_loses_nothing_and_readers_never_err(tmp_path, rounds):
     folder, errors, random = tmp_path / "store", tmp_path / "errors", np.random.default_rng(rounds)
     logs = [tmp_path / f"log{number}" for number in range(storm.N_WRITERS)]
