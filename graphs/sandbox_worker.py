@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from graphs.store import GraphStore
 if sys.platform != "win32":
     import resource
 
-_NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS
+_DIE_WITH_PARENT, _NO_NEW_PRIVILEGES = 1, 38  # PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS
 _FOR_DUCKDB = 0.5  # of the address space; the rest is for libraries, Arrow's copies and threads
 
 
@@ -53,7 +54,9 @@ def _give_up_rights(memory: int, seconds: float) -> None:
     ):
         resource.setrlimit(limit, (value, value))
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        prctl = ctypes.CDLL(None).prctl
+        prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)  # who asked was killed, and with it the clock outside
 
 
 def _address_space() -> int:

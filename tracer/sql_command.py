@@ -1,6 +1,5 @@
 """`trace sql`: where the query comes from, what its parameters are, what it is asked of, and where the answer goes."""
 
-import json
 import os
 import re
 import sys
@@ -67,9 +66,10 @@ def sql(
       trace sql my-run "SELECT step, loss, l0 FROM metrics"
       trace sql
     """
+    from graphs.answers import parameter_value
     from tracer.tables import write_table
 
-    parameters = {**_parameters(texts, str), **_parameters(values, _value)}
+    parameters = {**_parameters(texts, str), **_parameters(values, parameter_value)}
     folder, query = _split(arguments, has_query=bool(source or saved or list_saved))
     if _is_run(folder):
         if saved or save or list_saved:
@@ -167,15 +167,6 @@ def _parameters(pairs: tuple[str, ...], value: Any) -> dict[str, object]:
             raise click.ClickException(f"{pair!r} is no parameter; write it as NAME=VALUE.")
         found[name] = value(text)
     return found
-
-
-def _value(text: str) -> object:
-    """A number, a truth value or a text, as JSON writes them; what is no JSON is text."""
-    try:
-        value = json.loads(text, parse_constant=str)
-    except ValueError:
-        return text
-    return text if isinstance(value, dict | list) else value
 
 
 def _form(form: str | None, output: Path | None) -> str:

@@ -1,8 +1,6 @@
 """Tables of results as people and other programs read them."""
 
 import io
-import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from graphs.answers import csv_text, json_text, jsonl_text
 from graphs.files import file_errors_as_graph_errors, write_atomically
 from tracer.errors import TraceError
 
@@ -57,20 +55,13 @@ def table_text(table: pa.Table) -> str:
 def _text(table: pa.Table, form: str) -> str:
     match form:
         case "csv":
-            buffer = io.BytesIO()
-            pyarrow.csv.write_csv(_flat(table), buffer)
-            return buffer.getvalue().decode()
+            return csv_text(table)
         case "json":
-            return json.dumps(_plain(_rows(table)), ensure_ascii=False, indent=2, default=str) + "\n"
+            return json_text(table)
         case "jsonl":
-            rows = _plain(_rows(table))
-            return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            return jsonl_text(table)
         case _:
             return table_text(table) + "\n"
-
-
-def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    return table.to_pylist(maps_as_pydicts="strict")
 
 
 def _aligned(names: list[str], rows: list[list[str]], numbers: list[bool]) -> str:
@@ -94,26 +85,3 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity; null stands for both."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value
-
-
-def _flat(table: pa.Table) -> pa.Table:
-    """Lists and structs as JSON text: CSV has no nested values."""
-    for i, column in enumerate(table.schema):
-        if pa.types.is_nested(column.type):
-            texts = [
-                None if v is None else json.dumps(_plain(v), ensure_ascii=False, default=str)
-                for v in table[i].to_pylist(maps_as_pydicts="strict")
-            ]
-            table = table.set_column(i, column.name, pa.array(texts, pa.string()))
-    return table

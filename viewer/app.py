@@ -1,7 +1,6 @@
 """The viewer's pages and its JSON, over one store that is only read."""
 
 import hashlib
-import math
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
 from graphs import AttributionGraph, GraphError, GraphStore
+from graphs.answers import plain
 from viewer.details import feature_record, graph_details, library, node_details, score_text
 from viewer.elements import visible
 from viewer.guard import protect
+from viewer.sql import add_sql_page, nodes_address
 
 
 def create_app(store: GraphStore, *, token: str | None = None) -> Flask:
@@ -30,6 +31,7 @@ def create_app(store: GraphStore, *, token: str | None = None) -> Flask:
     graphs = _Graphs(store)
     _add_pages(app, store, graphs)
     _add_api(app, store, graphs)
+    add_sql_page(app, store)
     app.register_error_handler(HTTPException, _tell)
     app.register_error_handler(GraphError, _tell_broken_store)
     return app
@@ -69,6 +71,7 @@ def _add_pages(app: Flask, store: GraphStore, graphs: _Graphs) -> None:
             graph_id=graph_id,
             graph=graph,
             info=info,
+            sql_address=nodes_address(graph_id),
             replacement=score_text(info.replacement_score, info.pruned_replacement_score),
             completeness=score_text(info.completeness_score, info.pruned_completeness_score),
         )
@@ -105,17 +108,7 @@ class _Json(DefaultJSONProvider):
     """JSON as browsers read it: it has no NaN and no infinity, null stands for both."""
 
     def dumps(self, obj: Any, **kwargs: Any) -> str:
-        return super().dumps(_finite(obj), allow_nan=False, **kwargs)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value
+        return super().dumps(plain(obj), allow_nan=False, **kwargs)
 
 
 def _tell(error: HTTPException) -> ResponseReturnValue:

@@ -12,6 +12,8 @@ from werkzeug.wrappers import Response as BaseResponse
 
 _HOSTS = ["127.0.0.1", "localhost"]  # the server does not listen on ::1
 _METHODS = ("GET", "HEAD")
+_QUESTIONS = ("/sql",)  # paths that take a POST as well; none of them changes anything
+_LARGEST_BODY = 256 << 10
 _OWN_SITES = ("same-origin", "none")  # another port of 127.0.0.1 is "same-site", and is not ours
 _HEADERS = {
     "Content-Security-Policy": (
@@ -32,12 +34,12 @@ def protect(app: Flask, *, token: str | None, versions: dict[str, str]) -> None:
     `versions` tells which static file in which version the browser may keep for ever.
     """
     app.config["TRUSTED_HOSTS"] = _HOSTS
+    app.config["MAX_CONTENT_LENGTH"] = _LARGEST_BODY
 
     @app.before_request
     def refuse() -> BaseResponse | None:
         _ = request.host  # raises for a foreign host, before anything is told about the path
-        if request.method not in _METHODS:
-            raise MethodNotAllowed(valid_methods=_METHODS)
+        _check_method()
         if request.path.startswith("/api/") and request.headers.get("Sec-Fetch-Site", "none") not in _OWN_SITES:
             abort(403, "Only the viewer's own pages may ask this.")
         if token is None or request.path == "/healthz":
@@ -51,6 +53,18 @@ def protect(app: Flask, *, token: str | None, versions: dict[str, str]) -> None:
         kept = version is not None and request.args.get("v") == version and response.status_code < 400
         response.headers["Cache-Control"] = "private, max-age=31536000, immutable" if kept else "no-cache"
         return response
+
+
+def _check_method() -> None:
+    """Only what reads; and no page of another site, nor a link, makes this machine work on a question."""
+    if request.method in _METHODS:
+        return
+    if request.path not in _QUESTIONS:
+        raise MethodNotAllowed(valid_methods=_METHODS)
+    if request.method != "POST":
+        raise MethodNotAllowed(valid_methods=(*_METHODS, "POST"))
+    if request.headers.get("Sec-Fetch-Site") != "same-origin":
+        abort(403, "Only the form on the viewer's own page may ask this, in a browser that says where a form is from.")
 
 
 def _admit(token: str) -> BaseResponse | None:

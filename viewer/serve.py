@@ -11,6 +11,7 @@ from graphs import GraphStore
 from viewer.app import create_app
 
 HOST = "127.0.0.1"
+_LARGEST_BODY = 1 << 20  # bytes that the server takes before the application sees, and refuses, them
 
 
 class ViewerError(ValueError):
@@ -20,7 +21,8 @@ class ViewerError(ValueError):
 def serve(store: GraphStore, *, port: int, on_ready: Callable[[str], None]) -> None:
     """Serve the store until interrupted; port 0 takes any free one, and `on_ready` gets the address that answers."""
     with closing(_bound(port)) as listener, suppress(KeyboardInterrupt):
-        server = create_server(create_app(store), sockets=[listener], threads=4, ident=None)
+        app = create_app(store)
+        server = create_server(app, sockets=[listener], threads=4, ident=None, max_request_body_size=_LARGEST_BODY)
         on_ready(f"http://{HOST}:{listener.getsockname()[1]}/")
         server.run()
 

@@ -7,6 +7,8 @@ import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -207,8 +209,67 @@ def test_of_a_graph_too_large_to_draw_the_rest_is_reached_over_connections(visit
     assert page.evaluate("__trace.cy.$('edge.lit').length") == len(drawn)
 
 
+def test_a_reader_asks_in_sql_and_goes_from_the_answer_to_a_node(visit, address, graphs):
+    page, graph = visit.page, graphs[1]
+    _open(page, address, graph)
+    page.get_by_role("link", name="SQL", exact=True).click()
+    query = page.locator("#q")
+    assert "WHERE graph_id = $graph" in query.input_value()
+    assert page.locator("table.answer-table").count() == 0
+    query.press("Control+Enter")
+    rows = page.locator("table.answer-table tbody tr")
+    rows.first.wait_for()
+    assert rows.count() == min(graph.n_nodes, 50)
+    assert HOSTILE in page.locator("table.answer-table").inner_text()
+
+    query.fill("SELECT graph_id, node FROM nodes WHERE graph_id = $graph AND layer = $layer AND kind = 'feature'")
+    page.get_by_role("button", name="Link to it").click()
+    page.wait_for_url(re.compile("p_graph="))
+    assert page.locator("#p_graph").input_value() != ""
+    page.locator("#p_layer").fill("1")
+    page.get_by_role("button", name="Run").click()
+    rows.first.wait_for()
+    assert rows.count() == np.count_nonzero((graph.kind == NodeKind.FEATURE) & (graph.layer == 1))
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").click()
+    assert Path(download.value.path()).read_text("utf-8").startswith('"graph_id","node"\n')
+
+    link = rows.first.locator("td a").nth(1)
+    node = int(link.inner_text())
+    link.click()
+    page.wait_for_selector(f'#panel[data-node="{node}"]')
+    _assert_lists_neighbours(page, graph, node)
+
+
+def test_the_form_of_another_server_is_refused(visit, address):
+    form = f'<form method="post" action="{address}sql"><input name="q" value="SELECT 1"><button>Win</button></form>'
+
+    class Attack(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/" else 204)  # nothing else, such as an icon
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(form.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Attack) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        visit.page.goto(f"http://127.0.0.1:{server.server_port}/")
+        with visit.page.expect_response(address + "sql") as answer:
+            visit.page.get_by_role("button", name="Win").click()
+        server.shutdown()
+    assert (answer.value.request.method, answer.value.status) == ("POST", 403)
+    visit.page.wait_for_load_state("networkidle")
+    # the browser itself reports every 403
+    assert [text for text in visit.problems if "403" not in text] == []
+    visit.problems.clear()
+
+
 def test_a_page_fits_its_window(visit, address, graphs):
-    for path in ("/", f"/g/{_id(address, visit.page, graphs[0])}"):
+    for path in ("/", "/sql", f"/g/{_id(address, visit.page, graphs[0])}"):
         visit.page.goto(address.rstrip("/") + path)
         overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert visit.page.evaluate(overflow) <= 0

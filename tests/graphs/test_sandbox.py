@@ -1,9 +1,11 @@
 """What DuckDB's own settings do not stop, each in a real worker: the list of what was found to work elsewhere."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -202,3 +204,45 @@ def test_a_store_that_is_none_is_told_in_one_line(tmp_path):
     (tmp_path / "later" / "cat.jpg").write_text("x")
     with pytest.raises(GraphError, match="belongs to something else"):
         ask(store, "SELECT 1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent is gone")
+def test_a_worker_ends_with_the_process_that_asked(store):
+    endless = "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM t) SELECT count(*) FROM t"
+    code = (
+        "import sys; from graphs import GraphStore; from graphs.sandbox import query\n"
+        "query(GraphStore(sys.argv[1]), sys.argv[2], {}, seconds=60.0)"
+    )
+    asking = subprocess.Popen(
+        [sys.executable, "-c", code, str(store.folder), endless], cwd=Path(__file__).parents[2]
+    )  # fmt: skip
+    worker = within(30, lambda: busy_child(asking.pid))
+    assert worker is not None
+    asking.kill()
+    asking.wait()
+    assert within(10, lambda: not is_running(worker))
+
+
+def within(seconds, found):
+    """What was found at last, or the last answer."""
+    until = time.monotonic() + seconds
+    while not (answer := found()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return answer
+
+
+def busy_child(pid):
+    """A child of the process that has already worked for a second: long after it gave up its rights."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        user_time = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11])
+        if user_time > os.sysconf("SC_CLK_TCK"):
+            return int(child)
+    return None
+
+
+def is_running(pid):
+    """Whether it is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
