@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -45,16 +46,17 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def graphs() -> list[AttributionGraph]:
-    """A plain graph, and one whose every text is an attack."""
+    """A plain graph, one whose every text is an attack, and one of many layers and tokens."""
     plain = make_graph("the capital of the state containing Dallas is", n_layers=3, per_cell=2)
     hostile = make_graph(f"say {HOSTILE} now", label=HOSTILE, answer=HOSTILE)
-    return [plain, replace(hostile, info=replace(hostile.info, transcoder=f"clt {HOSTILE}", model=HOSTILE))]
+    large = make_graph(" ".join(f"internationalization{place}" for place in range(24)), n_layers=26)
+    return [plain, replace(hostile, info=replace(hostile.info, transcoder=f"clt {HOSTILE}", model=HOSTILE)), large]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, graphs) -> GraphStore:
     store = GraphStore(tmp_path_factory.mktemp("viewer") / "store")
-    for graph, text in zip(graphs, (" Texas", HOSTILE), strict=True):
+    for graph, text in zip(graphs, (" Texas", HOSTILE, " Texas"), strict=True):
         store.save(graph)
         store.save_features(make_features(graph, text=text, label=text.strip()), graph.info.transcoder)
     return store
@@ -207,6 +209,25 @@ def test_of_a_graph_too_large_to_draw_the_rest_is_reached_over_connections(visit
     page.wait_for_selector(f'#panel[data-node="{answer}"]')
     drawn = set(_displayed(page)) & set(graph.source[graph.target == answer].tolist())
     assert page.evaluate("__trace.cy.$('edge.lit').length") == len(drawn)
+
+
+@pytest.mark.parametrize("fitted", [False, True], ids=["opened", "fitted"])
+def test_names_of_many_layers_and_tokens_do_not_cover_each_other(visit, address, graphs, fitted):
+    page, graph = visit.page, graphs[2]
+    _open(page, address, graph)
+    if fitted:
+        page.locator("#fit").click()
+    for axis, first, last, room in (("layers", "top", "bottom", 12), ("words", "left", "right", 40)):
+        spans = page.evaluate(
+            "axis => [...document.querySelectorAll(`#${axis} span:not([hidden])`)].map(span => "
+            "({ text: span.textContent, ...span.getBoundingClientRect().toJSON() }))",
+            axis,
+        )
+        spans.sort(key=lambda span: span[first])
+        assert len(spans) >= 5
+        assert all(span[last] - span[first] > room for span in spans)
+        assert all(one[last] <= other[first] + 1 for one, other in pairwise(spans))
+        assert {"layers": "output", "words": graph.info.tokens[-1]}[axis] in [span["text"] for span in spans]
 
 
 def test_a_reader_asks_in_sql_and_goes_from_the_answer_to_a_node(visit, address, graphs):

@@ -4,7 +4,9 @@ import { make } from "./dom.js";
 
 const FONT = 11; // screen pixels at any zoom
 const CHARACTER = 6.1; // mean width of one in that font
-const SMALLEST_ZOOM = 0.55; // below it nodes are too small for a finger
+const SMALLEST_ZOOM = { finger: 0.55, mouse: 0.3 }; // at first; below it nodes are too small to be seen or touched
+const LINE = 14; // screen pixels from the name of a layer to the next
+const NARROWEST_WORD = 48; // a word is cut to its column, but not to less
 
 export function createPicture(container, graph) {
   const cy = globalThis.cytoscape({
@@ -12,7 +14,7 @@ export function createPicture(container, graph) {
     elements: { nodes: graph.nodes, edges: graph.edges },
     layout: { name: "preset", fit: false },
     style: style(),
-    minZoom: 0.1,
+    minZoom: 0.02,
     maxZoom: 4,
     autoungrabify: true,
     boxSelectionEnabled: false,
@@ -35,17 +37,20 @@ export function createPicture(container, graph) {
     label(cy);
   });
   cy.on("resize", follow);
-  fit(cy);
+  open(cy);
   return cy;
 }
 
-/* All nodes if they are large enough then; else the end of the prompt, where the answer is. */
 export function fit(cy) {
-  const shown = shownNodes(cy);
-  cy.fit(shown, 36);
-  if (cy.zoom() >= SMALLEST_ZOOM || cy.width() > 700) return;
-  const box = shown.boundingBox({ includeLabels: false });
-  const zoom = SMALLEST_ZOOM;
+  cy.fit(shownNodes(cy), 36);
+}
+
+/* All nodes if they are large enough then; else the end of the prompt, where the answer is. */
+function open(cy) {
+  fit(cy);
+  const zoom = cy.width() > 700 ? SMALLEST_ZOOM.mouse : SMALLEST_ZOOM.finger;
+  if (cy.zoom() >= zoom) return;
+  const box = shownNodes(cy).boundingBox({ includeLabels: false });
   const top = Math.max(30, (cy.height() - box.h * zoom) / 2);
   cy.viewport({ zoom, pan: { x: cy.width() - 24 - box.x2 * zoom, y: top - box.y1 * zoom } });
 }
@@ -99,35 +104,45 @@ function createAxes(cy, graph) {
   const words = document.getElementById("words");
   const underlay = document.getElementById("underlay");
   const columns = graph.columns.filter((column) => column.extent > 0);
-  const follow = [];
-  for (const [index, band] of graph.bands.entries()) {
-    const name = make("span", {}, band.text);
-    const stripe = make("div", { class: index % 2 ? "band odd" : "band" });
-    layers.append(name);
-    underlay.append(stripe);
-    follow.push((zoom, pan) => {
-      place(name, "top", "height", band, zoom, pan.y);
-      place(stripe, "top", "height", band, zoom, pan.y);
-    });
-  }
-  for (const column of columns) {
-    const word = make("span", { title: column.text }, column.text);
-    const line = make("div", { class: "column" });
-    words.append(word);
-    underlay.append(line);
-    follow.push((zoom, pan) => {
-      place(word, "left", "width", column, zoom, pan.x);
-      place(line, "left", "width", column, zoom, pan.x);
-    });
-  }
+  const stripes = graph.bands.map((band, index) => make("div", { class: index % 2 ? "band odd" : "band" }));
+  const lines = columns.map(() => make("div", { class: "column" }));
+  const names = graph.bands.map((band) => make("span", {}, band.text));
+  const texts = columns.map((column) => make("span", { title: column.text }, column.text));
+  underlay.append(...stripes, ...lines);
+  layers.append(...names);
+  words.append(...texts);
   return () => {
-    for (const step of follow) step(cy.zoom(), cy.pan());
+    const { x, y } = cy.pan();
+    const bands = spans(graph.bands, cy.zoom(), y);
+    const places = spans(columns, cy.zoom(), x);
+    for (const [index, band] of bands.entries()) place(stripes[index], "top", "height", band);
+    for (const [index, column] of places.entries()) place(lines[index], "left", "width", column);
+    name(names, "top", "height", bands, () => LINE);
+    name(texts, "left", "width", places, (text) => Math.min(NARROWEST_WORD, text.length * CHARACTER + 6));
   };
 }
 
-function place(element, side, size, span, zoom, pan) {
-  element.style.setProperty(side, `${(span.middle - span.extent / 2) * zoom + pan}px`);
-  element.style.setProperty(size, `${span.extent * zoom}px`);
+/* Columns or bands in pixels of the screen. */
+function spans(all, zoom, pan) {
+  return all.map(({ text, middle, extent }) => ({ text, middle: middle * zoom + pan, extent: extent * zoom }));
+}
+
+/* Names that do not cover each other, from the last on, which is the output or the token that predicts it. */
+function name(elements, side, size, all, needed) {
+  let after = null;
+  for (const [index, span] of [...all.entries()].reverse()) {
+    const box = { middle: span.middle, extent: Math.max(span.extent, needed(span.text)) };
+    const covers = after && Math.abs(box.middle - after.middle) + 0.5 < (box.extent + after.extent) / 2;
+    elements[index].hidden = Boolean(covers);
+    if (covers) continue;
+    place(elements[index], side, size, box);
+    after = box;
+  }
+}
+
+function place(element, side, size, { middle, extent }) {
+  element.style.setProperty(side, `${middle - extent / 2}px`);
+  element.style.setProperty(size, `${extent}px`);
 }
 
 function style() {
