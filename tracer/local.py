@@ -220,18 +220,14 @@ def _active(
         activation = transcoder.activate_layer(layer, pre_activation)
         activation[0] = 0
         position, feature = activation.nonzero(as_tuple=True)
-        distinct, row = feature.unique(return_inverse=True)
-        decoder = transcoder.whole_decoder(layer)
-        if decoder is not None:
-            row, used = feature, distinct
-        else:
-            decoder, used = transcoder.decoder_rows(layer, distinct), torch.arange(len(distinct), device=row.device)
+        distinct, place = feature.unique(return_inverse=True)
+        decoder, used = transcoder.decoders_with(layer, distinct)
         for some in used.split(FEATURES_AT_ONCE):
             _check_finite("transcoder", decoder[some])
         decoders.append(decoder)
         parts.append(
             (
-                torch.full_like(position, layer), position, feature, row,
+                torch.full_like(position, layer), position, feature, used[place],
                 activation[position, feature], pre_activation[position, feature],
             )
         )  # fmt: skip

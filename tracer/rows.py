@@ -27,6 +27,8 @@ ENTRY = 16
 """Bytes that an entry takes on its way into a graph."""
 KEPT = 0.999
 """Share of Σ|row| that is kept where all entries would take more than half of the free memory."""
+BLOCK = 1 << 26
+"""Bytes; what is larger than 32 MB malloc gives a place of its own, which the system gets back when it is freed."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,27 @@ class _Part:
     remainder: Float[Tensor, " row"]
 
 
+class _Blocks:
+    """Memory of many small tensors: one by one on the heap, they would leave holes behind that nothing fits into."""
+
+    def __init__(self) -> None:
+        self._free = torch.empty(0)
+
+    def room(self, n: int, dtype: torch.dtype) -> Tensor:
+        """Where the next n numbers go."""
+        if len(self._free) < n or self._free.dtype != dtype:
+            self._free = torch.empty(max(n, BLOCK // dtype.itemsize), dtype=dtype)
+        return self._free[:n]
+
+    def kept(self, values: Tensor) -> Tensor:
+        """The values in a processor's memory, one after the other; those that are in their room already stay there."""
+        place = self.room(values.numel(), values.dtype)
+        if values.data_ptr() != place.data_ptr():
+            place.copy_(values.flatten())
+        self._free = self._free[values.numel() :]
+        return place
+
+
 class _Found:
     """The rows so far, and the influence that follows from them."""
 
@@ -148,6 +171,7 @@ class _Found:
         self._sources = sources
         self._row_share = row_share
         self._parts: list[_Part] = []
+        self._effects, self._entries = _Blocks(), _Blocks()
         self._conservation_error = torch.zeros((), dtype=torch.float64, device=sources.column.device)
         self.influence = torch.zeros(sources.n_sources, dtype=torch.float64, device=sources.column.device)
 
@@ -158,7 +182,10 @@ class _Found:
     ) -> None:  # fmt: skip
         """Rows of targets at one layer and position; `place` says where among all rows they belong."""
         source = self._sources.below(layer, position + 1)
-        effect = effect.index_select(1, self._sources.column[source])
+        room = self._effects.room(len(effect) * len(source), effect.dtype) if effect.is_cpu else None
+        effect = torch.index_select(
+            effect, 1, self._sources.column[source], out=None if room is None else room.view(len(effect), -1)
+        )
         size = effect.abs()
         whole = size.sum(1, dtype=torch.float64)
         share = weight.double() / whole.clamp(min=torch.finfo(torch.float64).tiny)
@@ -172,8 +199,12 @@ class _Found:
             remainder = torch.where(exists, 0, effect).sum(1, dtype=torch.float64).to(bias)
         if not bool(exists.all()):
             count, entries, effect = exists.sum(1), entries.expand(len(effect), -1)[exists], effect[exists]
-        parts = (target, count, entries, effect.flatten(), bias + remainder, remainder)
-        self._parts.append(_Part(place, *(part.cpu() for part in parts)))
+        self._parts.append(
+            _Part(
+                place, target.cpu(), count.cpu(), self._entries.kept(entries), self._effects.kept(effect),
+                (bias + remainder).cpu(), remainder.cpu(),
+            )
+        )  # fmt: skip
 
     def rows(self, coverage: float, skipped_influence: float) -> Rows:
         """All of them in the order of graph nodes; there are none to add after that."""

@@ -11,6 +11,8 @@ from transcoders.stored import Stored
 
 DENSE = 0.1
 """Where a larger share of features fires on a token, one matrix product is faster than gathering decoder rows."""
+MOST = 0.5
+"""Where a larger share of a layer's features is used, its decoder vectors stay in their file, and are not copied."""
 
 
 class CrossLayerTranscoder(nn.Module):
@@ -111,9 +113,14 @@ class CrossLayerTranscoder(nn.Module):
         """Decoder vectors of some features of a layer: one for each layer they write to."""
         return self.W_dec[source][features]
 
-    def whole_decoder(self, source: int) -> Float[Tensor, "feature reach d_model"] | None:
-        """Those of all features, where that takes no memory and reads nothing but what is used of it; else None."""
-        return self.W_dec[source].detach()
+    def decoders_with(
+        self, source: int, features: Int[Tensor, " used"]
+    ) -> tuple[Float[Tensor, "row reach d_model"], Int[Tensor, " used"]]:
+        """Decoder vectors of a layer among which are those of some distinct features, and the row of each of these.
+
+        Where it takes less memory than to copy the rows, they are those of the whole layer.
+        """
+        return self.W_dec[source].detach(), features
 
     def skip(self, inputs: Float[Tensor, "layer position d_model"]) -> Float[Tensor, "layer position d_model"]:
         """What skip connections add: a linear map of each layer's input, or nothing."""
@@ -152,8 +159,12 @@ class StoredTranscoder(CrossLayerTranscoder):
         rows = self._stored.decoder(source, wanted).to(self.W_enc)
         return rows if torch.equal(features.cpu(), wanted) else rows[place.to(rows.device)]
 
-    def whole_decoder(self, source: int) -> Float[Tensor, "feature reach d_model"] | None:
-        """Those of all features as they lie in their file, if the trace computes with them as they are."""
+    def decoders_with(
+        self, source: int, features: Int[Tensor, " used"]
+    ) -> tuple[Float[Tensor, "row reach d_model"], Int[Tensor, " used"]]:
+        """Those of the whole layer as they lie in its file, if most are used, and as they are; else their copies."""
         decoder = self._stored.mapped(source)
         as_it_is = decoder is not None and (decoder.dtype, decoder.device) == (self.W_enc.dtype, self.W_enc.device)
-        return decoder if as_it_is else None
+        if decoder is not None and as_it_is and len(features) > MOST * len(decoder):
+            return decoder, features
+        return self.decoder_rows(source, features), torch.arange(len(features), device=features.device)

@@ -4,6 +4,7 @@ Tensors are mapped into memory, so naming one costs nothing and values are read 
 describes a whole checkpoint, and whoever asks for ten decoder rows reads ten decoder rows.
 """
 
+import json
 import pickle
 import zipfile
 from collections.abc import Callable, Collection, Sequence
@@ -77,6 +78,13 @@ class TensorFile:
             )
         return tensor
 
+    def rows(self, name: str, wanted: Int[Tensor, " row"]) -> Float[Tensor, "row ..."]:
+        """Some rows of a tensor, in ascending order; all of them stay mapped."""
+        tensor = self.tensors[name]
+        if len(wanted) == len(tensor):
+            return tensor
+        return _read_rows(self.path, name, tensor, wanted) if self.path.suffix == ".safetensors" else tensor[wanted]
+
     def refuse_others(self, known: Collection[str]) -> None:
         """Refuse tensors that a reader does not know: they may change what the transcoder computes."""
         others = sorted(set(self.tensors) - set(known))
@@ -120,6 +128,26 @@ def feature_rows(parts: Sequence[Float[Tensor, "_ ..."]], rows: Int[Tensor, " ro
         result[here] = part[rows[here] - first]
         first += len(part)
     return result
+
+
+def _read_rows(path: Path, name: str, tensor: Tensor, wanted: Int[Tensor, " row"]) -> Float[Tensor, "row ..."]:
+    """Rows of a tensor in a .safetensors file, read: where they are mapped, the system brings 64 kB around each."""
+    rows = tensor.new_empty(len(wanted), *tensor.shape[1:])
+    size = tensor[:1].nbytes
+    content = memoryview(rows.view(torch.uint8).flatten().numpy())
+    runs = np.split(wanted.numpy(), np.flatnonzero(np.diff(wanted.numpy()) != 1) + 1)
+    with path.open("rb", buffering=0) as file:
+        length = int.from_bytes(file.read(8), "little")
+        start = 8 + length + json.loads(file.read(length))[name]["data_offsets"][0]
+        done = 0
+        for run in filter(len, runs):
+            file.seek(start + int(run[0]) * size)
+            end = done + len(run) * size
+            while done < end and (n := file.readinto(content[done:end])):
+                done += n
+            if done < end:
+                raise TranscoderError(f"{path} ends too early; copy or download it again.")
+    return rows
 
 
 def per_layer(

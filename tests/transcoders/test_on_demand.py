@@ -1,5 +1,6 @@
 """Decoders that stay in their files: the same results, and only rows of active features are read."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tracer.replacement import ReplacementModel
 from tracer.targets import token_targets
 from transcoders import CrossLayerTranscoder, TranscoderConfig, load, load_on_demand, save
 from transcoders.activations import replaced_mlps
+from transcoders.errors import TranscoderError
 
 PROMPT = "w3 w1 w4 w1 w5 w9"
 
@@ -75,18 +77,30 @@ def test_all_rows_of_a_layer_stay_in_the_file(folder):
     assert stored.decoder_rows(1, every[:5]).data_ptr() != stored.decoder_rows(1, every).data_ptr()
 
 
-def test_a_whole_decoder_is_given_only_where_it_is_used_as_it_lies_in_its_file(folder):
+@pytest.mark.parametrize("n_used", [0, 3, 11, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_decoders_are_used_in_their_file_if_most_are_needed_as_they_are_and_copied_otherwise(folder, n_used, dtype):
+    features = torch.arange(20)[torch.arange(20) * 7 % 20 < n_used]
+    stored, in_memory = load_on_demand(folder, dtype=dtype), load(folder, dtype=dtype)
+    rows, place = stored.decoders_with(1, features)
+    assert torch.equal(rows[place], in_memory.W_dec[1][features])
+    in_its_file = n_used > 10 and dtype == torch.float32
+    assert len(rows) == (20 if in_its_file else n_used)
+    assert (rows.data_ptr() == stored.decoder_rows(1, torch.arange(20)).data_ptr()) == in_its_file
+    rows, place = in_memory.decoders_with(1, features)
+    assert rows.data_ptr() == in_memory.W_dec[1].data_ptr()
+    assert torch.equal(place, features)
+
+
+def test_rows_of_a_file_that_was_cut_meanwhile_are_told_in_one_line(folder):
     stored = load_on_demand(folder)
-    mapped = stored.whole_decoder(1)
-    assert mapped.data_ptr() == stored.decoder_rows(1, torch.arange(20)).data_ptr()
-    assert torch.equal(mapped, load(folder).W_dec[1])
-    assert load_on_demand(folder, dtype=torch.float64).whole_decoder(1) is None
-    in_memory = load(folder)
-    assert in_memory.whole_decoder(1).data_ptr() == in_memory.W_dec[1].data_ptr()
+    os.truncate(folder / "W_dec_1.safetensors", (folder / "W_dec_1.safetensors").stat().st_size - 8)
+    with pytest.raises(TranscoderError, match=r"W_dec_1.safetensors ends too early; copy or download it again\."):
+        stored.decoder_rows(1, torch.tensor([2, 19]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the mapped pages in /proc")
-def test_few_pages_of_a_large_decoder_are_touched(tmp_path):
+def test_of_a_large_decoder_only_what_is_used_comes_into_memory(tmp_path):
     n_features, d_model = 20_000, 512
     config = TranscoderConfig(1, d_model, n_features, "relu")
     save(CrossLayerTranscoder(config), tmp_path)
@@ -95,7 +109,7 @@ def test_few_pages_of_a_large_decoder_are_touched(tmp_path):
     rows = transcoder.decoder_rows(0, torch.tensor([5, 19_000]))
     assert rows.shape == (2, 1, d_model)
     assert path.stat().st_size > 40_000_000
-    assert 0 < _mapped_kilobytes(path) < 10_000
+    assert _mapped_kilobytes(path) < 1_000
 
 
 def _mapped_kilobytes(path: Path) -> int:

@@ -20,7 +20,7 @@ from transcoders.config import TranscoderConfig
 from transcoders.errors import TranscoderError
 from transcoders.formats import gemma_scope
 from transcoders.settings import Settings, read_settings
-from transcoders.stored import Encoder, Stored, TensorFile, feature_rows, map_tensors, per_layer
+from transcoders.stored import Encoder, Stored, TensorFile, map_tensors, per_layer
 
 CROSS_LAYER, PER_LAYER = "cross_layer_transcoder", "transcoder_set"
 PER_LAYER_NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "activation_function.threshold", "W_skip")
@@ -78,10 +78,10 @@ def _read_cross_layer(folder: Path, meta: Settings) -> Stored:
     config = TranscoderConfig(
         n_layers, d_model, n_features, *activation, *_hooks(meta), skip="W_skip_0" in encoders[0]
     )  # fmt: skip
-    parts, decoders = [], []
+    parts, files, decoders = [], [], []
     for layer, file in enumerate(encoders):
-        decoder = map_tensors(folder / f"W_dec_{layer}.safetensors")
-        decoders.append(decoder.take(f"W_dec_{layer}", n_features, n_layers - layer, d_model))
+        files.append(map_tensors(folder / f"W_dec_{layer}.safetensors"))
+        decoders.append(files[layer].take(f"W_dec_{layer}", n_features, n_layers - layer, d_model))
         parts.append(
             Encoder(
                 file.take(f"W_enc_{layer}", n_features, d_model), file.take(f"b_enc_{layer}", n_features),
@@ -92,7 +92,7 @@ def _read_cross_layer(folder: Path, meta: Settings) -> Stored:
         )  # fmt: skip
     return Stored(
         "circuit-tracer, cross-layer", config, decoders[0].dtype,
-        parts.__getitem__, lambda layer, rows: feature_rows([decoders[layer]], rows), mapped=decoders.__getitem__,
+        parts.__getitem__, lambda layer, rows: files[layer].rows(f"W_dec_{layer}", rows), mapped=decoders.__getitem__,
     )  # fmt: skip
 
 
