@@ -16,6 +16,8 @@ class Limits:
     """As many as there are processors, if nobody says."""
     max_rows: int | None = None
     """The first rows of the answer, instead of all."""
+    plain: bool = False
+    """Dates, intervals, bytes and the like as DuckDB writes them: what other programs and pages can show."""
 
 
 UNLIMITED = Limits()

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
@@ -22,6 +23,9 @@ from graphs.errors import GraphError
 from graphs.filesystem import PROTOCOL, ReadOnlyFiles
 from graphs.schema import description, is_table_macro, macro_description, macros, tables, view_columns, views
 
+if TYPE_CHECKING:
+    from duckdb.sqltypes import DuckDBPyType
+
 # python_enable_replacements: a table name must never mean a variable of this process
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "temp_directory": "",
@@ -30,6 +34,10 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "allow_community_extensions": "false",
     "python_enable_replacements": "false",
 }
+_PLAIN = (
+    "boolean", "tinyint", "smallint", "integer", "bigint", "hugeint", "utinyint", "usmallint", "uinteger", "ubigint",
+    "float", "double", "decimal", "varchar", "null",
+)  # fmt: skip
 
 
 def query(
@@ -42,9 +50,11 @@ def query(
     return _answer(partial(_create_tables, contents=contents), _packed_files(contents), sql, parameters, limits)
 
 
-def query_table(name: str, rows: pa.Table, sql: str, parameters: Mapping[str, object]) -> pa.Table:
+def query_table(
+    name: str, rows: pa.Table, sql: str, parameters: Mapping[str, object], limits: Limits = UNLIMITED
+) -> pa.Table:
     """The answer to one SELECT over a table that is none of a store's, which may do as little. Raises `GraphError`."""
-    return _answer(lambda connection: connection.from_arrow(rows).create_view(name), (), sql, parameters, UNLIMITED)
+    return _answer(lambda connection: connection.from_arrow(rows).create_view(name), (), sql, parameters, limits)
 
 
 def _answer(
@@ -74,9 +84,49 @@ def _answer(
 
         def ask() -> pa.Table:
             answer = connection.sql(statement, params=dict(parameters))
+            if limits.plain:
+                answer = _plain(answer)
             return answer.to_arrow_table() if limits.max_rows is None else _first_rows(answer, limits.max_rows)
 
         return _interruptibly(connection, ask)
+
+
+def parameter_names(sql: str) -> set[str]:
+    """The parameters of a query; none if it is no SQL. Raises no error: who answers the query tells what is wrong."""
+    try:
+        return set().union(*(statement.named_parameters for statement in duckdb.extract_statements(sql)))
+    except (duckdb.Error, UnicodeError):
+        return set()
+
+
+def is_complete(sql: str) -> bool:
+    """Whether the text ends with a semicolon that is neither in a text nor in a comment."""
+    places = [place for place, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
+    return bool(places) and sql.encode()[places[-1] :].startswith(b";")
+
+
+def _plain(answer: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """The answer with columns of other types as text."""
+    kinds = [_is_plain(kind) for kind in answer.types]
+    if all(kinds):
+        return answer
+    columns = (
+        f"{f'#{i}' if plain else f'CAST(#{i} AS VARCHAR)'} AS {_quoted(name)}"
+        for i, (name, plain) in enumerate(zip(answer.columns, kinds, strict=True), 1)
+    )
+    return answer.project(", ".join(columns))
+
+
+def _is_plain(kind: "DuckDBPyType") -> bool:
+    """Whether Arrow, Python and JSON know all values of the type."""
+    match kind.id:
+        case "list" | "array" | "struct":
+            return all(_is_plain(part) for name, part in kind.children if name != "size")
+        case "map":
+            (_, key), (_, value) = kind.children
+            return key.id == "varchar" and _is_plain(value)
+        case name:
+            return name in _PLAIN
 
 
 def _interruptibly(connection: duckdb.DuckDBPyConnection, ask: Callable[[], pa.Table]) -> pa.Table:
@@ -190,6 +240,10 @@ def _readable(schema: pa.Schema, content: Content) -> ds.Dataset | pa.Table:
         filesystem=LocalFileSystem(),
         partitions=[first == value for _, value in content.files],
     )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _literal(text: str) -> str:

@@ -8,21 +8,28 @@ from graphs.errors import GraphError
 from graphs.files import write_atomically
 from graphs.names import shown, some
 
+_MOST_BYTES = 256 << 10
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 def write_query(folder: Path, name: str, sql: str) -> None:
     """Save the query under the name, in place of what had it."""
     path = _path(folder, name)
+    if len(sql.encode("utf-8", "replace")) >= _MOST_BYTES:
+        raise GraphError(f"query {name} has more than {_MOST_BYTES >> 10} kB; put its data into a table of its own.")
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, partial(Path.write_text, data=sql.strip() + "\n", encoding="utf-8"))
 
 
 def read_query(folder: Path, name: str) -> str:
     """The query of this name. Raises `GraphError` if there is none."""
+    path = _path(folder, name)
     try:
-        return _path(folder, name).read_text("utf-8")
-    except (FileNotFoundError, UnicodeDecodeError) as error:
+        # a link may lead out of the store, which need not be the reader's own
+        if path.is_symlink() or path.stat().st_size > _MOST_BYTES:
+            raise ValueError("no file of a query")
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
         known = query_names(folder)
         hint = f"saved are {some(known)}" if known else "none was saved yet"
         raise GraphError(f"there is no readable query {shown(name)} in {folder}; {hint}.") from error

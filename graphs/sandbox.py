@@ -10,15 +10,18 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 
 from graphs.errors import GraphError
 from graphs.store import GraphStore
 
+_LOOK_AGAIN = 0.2  # seconds until the next look whether somebody still waits
 MEMORY = 2 << 30
 """Bytes of address space a query may have, beside what the libraries have before it."""
 
@@ -46,12 +49,16 @@ def query(
     *,
     seconds: float = 5.0,
     memory: int = MEMORY,
-    max_rows: int = 1000,
-    max_bytes: int = 16 << 20,
+    max_rows: int = 1_000,
+    max_cells: int = 100_000,
+    max_bytes: int = 4 << 20,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> Answer:
     """The answer to a query that nobody has looked at. Raises `GraphError` if it fails, or takes too much of anything.
 
-    Parameters are numbers, truth values, texts, None, and lists of them.
+    Parameters are numbers, truth values, texts, None, and lists of them; those that the query does not name are left
+    out. Of the answer's columns those that are neither numbers nor truth values, nor lists and the like of them, are
+    text. `is_wanted` is asked again and again, and the query stopped when it is not.
     """
     request = {
         "folder": str(store.folder.resolve()),
@@ -60,11 +67,14 @@ def query(
         "seconds": seconds,
         "memory": memory,
         "max_rows": max_rows,
+        "max_cells": max_cells,
         "max_bytes": max_bytes,
     }
     given = _request(request)
-    with tempfile.TemporaryDirectory() as empty:
-        code, output = _run(given, Path(empty), seconds)
+    with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryFile() as stdin:
+        stdin.write(given)
+        stdin.seek(0)
+        code, output = _run(stdin, Path(empty), seconds, is_wanted)
     return _answer(code, output, seconds, memory)
 
 
@@ -75,12 +85,12 @@ def _request(request: dict[str, object]) -> bytes:
         raise GraphError(f"a parameter is no number, truth value, text or list of them ({error}).") from error
 
 
-def _run(request: bytes, folder: Path, seconds: float) -> tuple[int | None, bytes]:
+def _run(request: IO[bytes], folder: Path, seconds: float, is_wanted: Callable[[], bool]) -> tuple[int | None, bytes]:
     """Exit status and output of the worker; no status if it had to be killed."""
     path = json.dumps([str(Path(entry).resolve()) for entry in sys.path])
     worker = subprocess.Popen(
         [sys.executable, "-I", "-c", _START, path],
-        stdin=subprocess.PIPE,
+        stdin=request,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd=folder,
@@ -88,10 +98,17 @@ def _run(request: bytes, folder: Path, seconds: float) -> tuple[int | None, byte
         close_fds=True,
         start_new_session=True,
     )
+    until = time.monotonic() + seconds
     try:
-        output, _ = worker.communicate(request, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return None, b""
+        while True:
+            try:
+                output, _ = worker.communicate(timeout=min(_LOOK_AGAIN, max(0.0, until - time.monotonic())))
+                break
+            except subprocess.TimeoutExpired:
+                if time.monotonic() >= until:
+                    return None, b""
+                if not is_wanted():
+                    raise GraphError("the query was stopped: nobody waits for its answer any more.") from None
     finally:  # also if somebody interrupts us
         worker.kill()
         worker.communicate()

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from graphs.content import Limits
+from graphs.database import parameter_names
 from graphs.errors import GraphError
 from graphs.store import GraphStore
 
@@ -17,6 +18,7 @@ if sys.platform != "win32":
     import resource
 
 _DIE_WITH_PARENT, _NO_NEW_PRIVILEGES = 1, 38  # PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS
+_LONGEST_ERROR = 2_000  # a query says what is in its errors
 _FOR_DUCKDB = 0.5  # of the address space; the rest is for libraries, Arrow's copies and threads
 
 
@@ -25,21 +27,31 @@ def main() -> None:
     request = json.loads(sys.stdin.buffer.read())
     _give_up_rights(request["memory"], request["seconds"])
     limits = Limits(
-        memory=f"{int(request['memory'] * _FOR_DUCKDB)}B",
-        threads=2,
-        max_rows=request["max_rows"] + 1,
+        memory=f"{int(request['memory'] * _FOR_DUCKDB)}B", threads=2, max_rows=request["max_rows"] + 1, plain=True
     )
     try:
-        store = GraphStore(request["folder"])
-        table = store.query(request["sql"], request["parameters"], limits)
-        if table.nbytes > request["max_bytes"]:
-            raise GraphError(
-                f"the answer has {table.nbytes} bytes, more than {request['max_bytes']}; ask for fewer columns or rows."
-            )
+        _write(_answer(request, limits))
     except GraphError as error:
-        _write(b"E" + str(error).encode("utf-8", "replace"))
-    else:
-        _write(_encoded(table, request["max_rows"]))
+        _write(b"E" + str(error)[:_LONGEST_ERROR].encode("utf-8", "replace"))
+
+
+def _answer(request: dict[str, Any], limits: Limits) -> bytes:
+    store, sql = GraphStore(request["folder"]), request["sql"]
+    named = parameter_names(sql)
+    parameters = {name: value for name, value in request["parameters"].items() if name in named}
+    table = store.query(sql, parameters, limits)
+    n_cells = (len(table) + 1) * table.num_columns
+    if n_cells > request["max_cells"]:
+        raise GraphError(
+            f"the answer has {len(table)} rows of {table.num_columns} columns, more than {request['max_cells']} "
+            "values; ask for fewer columns or rows."
+        )
+    answer = _encoded(table, request["max_rows"])
+    if len(answer) > request["max_bytes"]:
+        raise GraphError(
+            f"the answer has {len(answer)} bytes, more than {request['max_bytes']}; ask for fewer columns or rows."
+        )
+    return answer
 
 
 def _give_up_rights(memory: int, seconds: float) -> None:

@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from graphs import GraphStore
+    from graphs.content import Limits
 
 RUN, METRICS = "run.json", "metrics.parquet"
 """In the folder of a training run. `transcoders.progress` names them too, but imports torch, which takes seconds."""
+
+
+_FORMS = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
 @click.command("sql")
@@ -29,7 +33,7 @@ RUN, METRICS = "run.json", "metrics.parquet"
     "--format",
     "form",
     type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]),
-    help="[default: table on a terminal, csv on a pipe]",
+    help="[default: as --output ends; table on a terminal, csv on a pipe]",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead of stdout."
@@ -74,7 +78,7 @@ def sql(
     if _is_run(folder):
         if saved or save or list_saved:
             raise click.ClickException(f"{folder} is a training run, which saves no queries; leave --save… out.")
-        table = _of_metrics(folder, _query(query, source), parameters)
+        table = _of_metrics(folder, _query(query, source), parameters, _limits(_form(form, output)))
         write_table(table, _form(form, output), output)
         return
     store = existing_store(folder)
@@ -90,7 +94,7 @@ def sql(
 
         run_shell(store, parameters)
         return
-    table = store.sql(text, **parameters)
+    table = store.query(text, parameters, _limits(_form(form, output)))
     if save is not None:
         store.save_query(save, text)
     write_table(table, _form(form, output), output)
@@ -103,6 +107,19 @@ def _split(arguments: tuple[str, ...], *, has_query: bool) -> tuple[Path, str | 
         raise click.ClickException(
             f"{len(arguments)} arguments were given; expected an optional folder"
             + (", as the query comes from an option." if has_query else " and one query in quotes.")
+        )
+    if has_query and arguments and not _is_folder(arguments[0]) and " " in arguments[0].strip():
+        raise click.ClickException(
+            f"{arguments[0]!r} is a second query, as one comes from an option; give one of them."
+        )
+    if (
+        len(arguments) == 1
+        and not has_query
+        and re.fullmatch(r"[^\s-]\S*", arguments[0])
+        and not _is_folder(arguments[0])
+    ):
+        raise click.ClickException(
+            f"there is no folder {arguments[0]}; name a store of graphs or a training run, or give a query in quotes."
         )
     if len(arguments) == 2 or has_query or (arguments and _is_folder(arguments[0])):
         folder = arguments[0] if arguments else DEFAULT_STORE
@@ -142,7 +159,7 @@ def _is_run(folder: Path) -> bool:
     return True
 
 
-def _of_metrics(folder: Path, query: str | None, parameters: dict[str, object]) -> "pa.Table":
+def _of_metrics(folder: Path, query: str | None, parameters: dict[str, object], limits: "Limits") -> "pa.Table":
     """The answer of a training run's metrics; a training that goes on puts new ones in their place whole."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -156,7 +173,7 @@ def _of_metrics(folder: Path, query: str | None, parameters: dict[str, object]) 
             metrics = file.read()
     except (pa.ArrowException, OSError) as error:
         raise click.ClickException(f"{folder / METRICS} cannot be read ({error}); it is damaged.") from error
-    return query_table("metrics", metrics, query, parameters)
+    return query_table("metrics", metrics, query, parameters, limits)
 
 
 def _parameters(pairs: tuple[str, ...], value: Any) -> dict[str, object]:
@@ -170,11 +187,28 @@ def _parameters(pairs: tuple[str, ...], value: Any) -> dict[str, object]:
 
 
 def _form(form: str | None, output: Path | None) -> str:
+    if form is None and output is not None:
+        form = _FORMS.get(output.suffix.lower())
     return form or ("table" if sys.stdout.isatty() and output is None else "csv")
+
+
+def _limits(form: str) -> "Limits":
+    """Parquet keeps the types that DuckDB gives; all other forms show what they do not know as text."""
+    from graphs.content import Limits
+
+    return Limits(plain=form != "parquet")
 
 
 def _listed(store: "GraphStore") -> "pa.Table":
     import pyarrow as pa
 
-    rows = [{"name": name, "query": text.strip()} for name, text in store.saved_queries().items()]
+    from graphs import GraphError
+    from graphs.queries import query_names
+
+    rows = []
+    for name in query_names(store.folder):
+        try:
+            rows.append({"name": name, "query": store.saved_query(name).strip()})
+        except GraphError as error:
+            click.echo(f"trace: left out {name}: {error}", err=True)
     return pa.Table.from_pylist(rows, pa.schema([("name", pa.string()), ("query", pa.string())]))

@@ -11,10 +11,12 @@ from prompt_toolkit.input import Input
 from prompt_toolkit.output import Output
 
 from graphs import GraphError, GraphStore
-from graphs.schema import macros, tables, views
+from graphs.content import Limits
+from graphs.database import is_complete, parameter_names
+from graphs.schema import macro_signature, macros, tables, views
 from tracer.tables import table_text
 
-HELP = "end a query with ; — SHOW TABLES; DESCRIBE nodes; — .quit or Ctrl-D leaves"
+HELP = "end a query with ;   .help lists tables and macros   .quit or Ctrl-D leaves"
 
 _KEYWORDS = "SELECT FROM WHERE GROUP BY ORDER LIMIT JOIN USING AS AND OR NOT NULL count sum avg DESC DISTINCT".split()
 
@@ -50,20 +52,31 @@ def run_shell(
             return
         if not query and line.strip() in (".quit", ".exit"):
             return
+        if not query and line.strip() == ".help":
+            click.echo(_help())
+            continue
         query = f"{query}\n{line}".strip()
-        if query.endswith(";"):
+        if is_complete(query):
             _answer(store, query, parameters)
             query = ""
 
 
 def _answer(store: GraphStore, query: str, parameters: Mapping[str, object]) -> None:
-    used = {name: value for name, value in parameters.items() if f"${name}" in query}
+    named = parameter_names(query)
+    used = {name: value for name, value in parameters.items() if name in named}
     try:
-        click.echo(table_text(store.sql(query, **used)))
+        click.echo(table_text(store.query(query, used, Limits(plain=True))))
     except GraphError as error:
         click.echo(f"error: {error}", err=True)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
+
+
+def _help() -> str:
+    calls = [macro_signature(name, sql) for name, sql in sorted(macros().items())]
+    return (
+        f"{HELP}\ntables  {', '.join([*tables(), *views()])}\nmacros  {', '.join(calls)}\nDESCRIBE nodes; tells columns"
+    )
 
 
 def _history(path: Path) -> History:

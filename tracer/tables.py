@@ -13,10 +13,11 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from graphs.answers import csv_text, json_text, jsonl_text
+from graphs.answers import columns_of, csv_text, json_text, jsonl_text
 from graphs.files import file_errors_as_graph_errors, write_atomically
 from tracer.errors import TraceError
 
+_NARROWEST = 9  # characters of a column and its rule; where there are less the rows stand below each other
 _WRAPPED_ROWS = 200  # more are not wrapped to the width of the terminal: it would take seconds
 
 
@@ -30,23 +31,29 @@ def write_table(table: pa.Table, form: str, output: Path | None) -> None:
     write: Callable[[Path], Any] = partial(pq.write_table, table, compression="zstd")
     if form != "parquet":
         write = partial(Path.write_text, data=_text(table, form), encoding="utf-8")
-    with file_errors_as_graph_errors(f"write {output}"):
-        write_atomically(output, write)
+    try:
+        with file_errors_as_graph_errors(f"write {output}"):
+            write_atomically(output, write)
+    except pa.ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise TraceError(f"{output} cannot hold the answer ({reason}); cast that column to VARCHAR.") from error
 
 
 def table_text(table: pa.Table) -> str:
     """A table for people: as wide as it needs to be when not on a terminal."""
-    numbers = [pa.types.is_integer(column.type) or pa.types.is_floating(column.type) for column in table.schema]
-    columns = [map(_cell, column.to_pylist(maps_as_pydicts="strict")) for column in table.columns]
+    numbers = [_is_number(column.type) for column in table.schema]
+    columns = [map(_cell, values) for values in columns_of(table)]
     rows = [list(row) for row in zip(*columns, strict=True)]
     if not sys.stdout.isatty() or len(rows) > _WRAPPED_ROWS:
         return _aligned(table.column_names, rows, numbers)
+    console = Console(file=io.StringIO(), force_terminal=True, markup=False)
+    if len(numbers) * _NARROWEST > console.width:
+        return _records(table.column_names, rows)
     shown = Table(show_edge=False, header_style="bold")
     for name, number in zip(table.column_names, numbers, strict=True):
         shown.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
         shown.add_row(*row)
-    console = Console(file=io.StringIO(), force_terminal=True, markup=False)
     console.print(shown)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
@@ -71,6 +78,23 @@ def _aligned(names: list[str], rows: list[list[str]], numbers: list[bool]) -> st
     head, *body = zip(*columns, strict=True)
     rule = "╇".join("━" * (cell_len(cell) + 2) for cell in head)
     return "\n".join([f" {' ┃ '.join(head)}".rstrip(), rule, *(f" {' │ '.join(row)}".rstrip() for row in body)])
+
+
+def _records(names: list[str], rows: list[list[str]]) -> str:
+    """A row below the other, a value a line: for more columns than fit side by side."""
+    widest = max(map(cell_len, names), default=0)
+    return "\n".join(
+        line
+        for number, row in enumerate(rows, 1)
+        for line in [
+            f"━━ row {number} ━━",
+            *(f"{name:>{widest}}  {cell}" for name, cell in zip(names, row, strict=True)),
+        ]
+    )
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def _padded(cells: Sequence[str], number: bool) -> list[str]:

@@ -22,7 +22,10 @@ def serve(store: GraphStore, *, port: int, on_ready: Callable[[str], None]) -> N
     """Serve the store until interrupted; port 0 takes any free one, and `on_ready` gets the address that answers."""
     with closing(_bound(port)) as listener, suppress(KeyboardInterrupt):
         app = create_app(store)
-        server = create_server(app, sockets=[listener], threads=4, ident=None, max_request_body_size=_LARGEST_BODY)
+        server = create_server(
+            app, sockets=[listener], threads=4, ident=None, max_request_body_size=_LARGEST_BODY,
+            channel_request_lookahead=1,  # or nobody would notice that a browser is gone while it is answered
+        )  # fmt: skip
         on_ready(f"http://{HOST}:{listener.getsockname()[1]}/")
         server.run()
 

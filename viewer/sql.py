@@ -4,7 +4,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlencode
@@ -14,16 +14,17 @@ from flask import Flask, Response, render_template, request
 from flask.typing import ResponseReturnValue
 
 from graphs import GraphError, GraphStore
-from graphs.answers import csv_text, parameter_value, plain
+from graphs.answers import columns_of, csv_text, parameter_value, plain
 from graphs.names import is_graph_id
+from graphs.queries import query_names
 from graphs.sandbox import query
 from graphs.schema import description, macro_description, macro_example, macros, tables, view_columns, views
 
 SECONDS = 20.0
 """That a query may take."""
 
-_MOST_ROWS, _MOST_BYTES = 1_000, 4 << 20  # of a page
-_MOST_ROWS_OF_FILE, _MOST_BYTES_OF_FILE = 100_000, 64 << 20
+_MOST_ROWS, _MOST_ROWS_OF_FILE = 1_000, 100_000
+_MOST_CELLS_OF_FILE, _MOST_BYTES_OF_FILE = 2_000_000, 64 << 20
 _MOST_AT_ONCE = 2  # each takes a thread of the server, which has others for the pages
 _LONGEST_TEXT = 500
 _FIRST = "SELECT graph_id, prompt, n_nodes, n_edges, replacement_score\nFROM graphs\nORDER BY created_at DESC"
@@ -47,6 +48,8 @@ class Shown:
     rows: list[list[Cell]]
     truncated: bool
     seconds: float
+    n_damaged: int
+    """Graphs that are left out."""
 
 
 def add_sql_page(app: Flask, store: GraphStore) -> None:
@@ -54,8 +57,13 @@ def add_sql_page(app: Flask, store: GraphStore) -> None:
     free = threading.BoundedSemaphore(_MOST_AT_ONCE)
 
     @app.get("/sql")
-    def show_form() -> str:
-        return _page(store, request.args.get("q") or _FIRST, _given(request.args))
+    def show_form() -> ResponseReturnValue:
+        try:
+            saved = request.args.get("saved")
+            sql = request.args.get("q") or (store.saved_query(saved) if saved else _FIRST)
+            return _page(store, sql, _given(request.args))
+        except GraphError as error:
+            return _page(store, _FIRST, {}, error=str(error)), 404
 
     @app.post("/sql")
     def answer() -> ResponseReturnValue:
@@ -104,7 +112,7 @@ def _page(
             (macro_example(text), macro_description(text), _address(macro_example(text)))
             for _, text in sorted(macros().items())
         ],
-        saved=[(name, _address(text)) for name, text in store.saved_queries().items()],
+        saved=[(name, "/sql?" + urlencode({"saved": name})) for name in query_names(store.folder)],
     )
 
 
@@ -117,8 +125,8 @@ def _given(fields: Mapping[str, str]) -> dict[str, str]:
 
 
 def _names(sql: str) -> list[str]:
-    """What looks like parameters, also in texts and comments: what is left empty is not passed on."""
-    return list(dict.fromkeys(re.findall(r"\$([A-Za-z_]\w*)", sql)))
+    """What looks like parameters, also in texts and comments: what the query does not name is not passed on."""
+    return list(dict.fromkeys(re.findall(r"(?<!\$)\$(\w+)", sql)))
 
 
 def _values(sql: str, given: Mapping[str, str]) -> dict[str, object]:
@@ -127,13 +135,18 @@ def _values(sql: str, given: Mapping[str, str]) -> dict[str, object]:
 
 def _ask(store: GraphStore, sql: str, parameters: Mapping[str, object]) -> Shown:
     started = time.perf_counter()
-    answer = query(store, sql, parameters, seconds=SECONDS, max_rows=_MOST_ROWS, max_bytes=_MOST_BYTES)
+    answer = query(store, sql, parameters, seconds=SECONDS, max_rows=_MOST_ROWS, is_wanted=_somebody_waits())
     seconds = time.perf_counter() - started
-    columns = tuple((column.name, _is_number(column.type)) for column in answer.table.schema)
-    values = [column.to_pylist(maps_as_pydicts="strict") for column in answer.table.columns]
-    names = [name for name, _ in columns]
-    rows = [[_cell(names, row, i) for i in range(len(row))] for row in zip(*values, strict=True)]
-    return Shown(columns, rows, answer.truncated, seconds)
+    columns = tuple((_text(column.name) or "", _is_number(column.type)) for column in answer.table.schema)
+    names = answer.table.column_names
+    rows = [[_cell(names, row, i) for i in range(len(row))] for row in zip(*columns_of(answer.table), strict=True)]
+    return Shown(columns, rows, answer.truncated, seconds, len(store.damaged()))
+
+
+def _somebody_waits() -> Callable[[], bool]:
+    """Whether the browser still waits for the answer; servers other than Waitress do not tell."""
+    disconnected = request.environ.get("waitress.client_disconnected", lambda: False)
+    return lambda: not disconnected()
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -141,7 +154,10 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _file(store: GraphStore, sql: str, parameters: Mapping[str, object]) -> Response:
-    answer = query(store, sql, parameters, seconds=SECONDS, max_rows=_MOST_ROWS_OF_FILE, max_bytes=_MOST_BYTES_OF_FILE)
+    answer = query(
+        store, sql, parameters, seconds=SECONDS, max_rows=_MOST_ROWS_OF_FILE, max_cells=_MOST_CELLS_OF_FILE,
+        max_bytes=_MOST_BYTES_OF_FILE, is_wanted=_somebody_waits(),
+    )  # fmt: skip
     if answer.truncated:
         raise GraphError(
             f"the answer has more than {_MOST_ROWS_OF_FILE:,} rows; trace sql writes any number: --output FILE."
@@ -159,7 +175,7 @@ def _text(value: object) -> str | None:
         return None
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = json.dumps(plain(value), ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
+    text = json.dumps(plain(value), ensure_ascii=False) if isinstance(value, list | dict) else str(value)
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} … ({len(text):,} characters)"
 
 
@@ -172,4 +188,4 @@ def _link(names: list[str], row: tuple, i: int) -> str | None:
         return None
     if names[i] == "graph_id":
         return f"/g/{graph_id}"
-    return f"/g/{graph_id}?n={value}" if isinstance(value, int) else None
+    return f"/g/{graph_id}?n={value}" if type(value) is int and value >= 0 else None

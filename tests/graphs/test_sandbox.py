@@ -16,6 +16,7 @@ from graphs.sandbox import query
 
 SECONDS = 3.0
 MEMORY = 1 << 30
+ENDLESS = "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM t) SELECT count(*) FROM t"
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +52,43 @@ def test_rows_beyond_the_limit_are_left_out_and_that_is_said(store):
     assert ask(store, "FROM range(7)", max_rows=7).truncated is False
 
 
-def test_an_answer_of_too_many_bytes_is_refused(store):
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT repeat('a', 2000) AS text",
+        # small as DuckDB hands it over, large as text
+        f"SELECT '{'a' * 500}'::ENUM('{'a' * 500}') FROM range(20)",
+        f"SELECT 1 AS {'a' * 2000}",
+    ],
+    ids=["a text", "an enum", "a name"],
+)
+def test_an_answer_of_too_many_bytes_is_refused(store, sql):
     with pytest.raises(GraphError, match="bytes, more than 1000; ask for fewer"):
-        ask(store, "SELECT repeat('a', 2000) AS text", max_bytes=1000)
+        ask(store, sql, max_bytes=1000)
+
+
+def test_an_answer_of_too_many_values_is_refused(store):
+    columns = ", ".join(["true"] * 400)
+    with pytest.raises(GraphError, match="999 rows of 400 columns, more than 100000 values; ask for fewer columns or"):
+        ask(store, f"SELECT {columns} FROM range(999)")
+    assert ask(store, f"SELECT {columns} FROM range(99)").table.num_columns == 400
+
+
+def test_an_error_is_no_way_to_send_much(store):
+    with pytest.raises(GraphError, match="aaaa") as caught:
+        ask(store, "SELECT error(repeat('a', 5000000))")
+    assert len(str(caught.value)) == 2000
+
+
+def test_parameters_that_the_query_does_not_name_are_left_out(store):
+    assert ask(store, "SELECT $a AS a -- $b", {"a": 1, "b": 2}).table.to_pylist() == [{"a": 1}]
+
+
+def test_a_query_that_nobody_waits_for_is_stopped(store):
+    asked = []
+    with pytest.raises(GraphError, match="the query was stopped: nobody waits for its answer any more"):
+        ask(store, ENDLESS, seconds=60.0, is_wanted=lambda: len(asked.append(1) or asked) < 3)
+    assert len(asked) == 3
 
 
 def test_values_of_every_kind_come_back(store):
@@ -64,7 +99,7 @@ def test_values_of_every_kind_come_back(store):
     assert (row["a"], row["b"], row["c"], row["d"]) == (1, 2.5, True, None)
     assert row["e"] == ["x", "'; DROP TABLE nodes; --"]
     assert row["f"] != row["f"]
-    assert row["g"] == b"\0"
+    assert row["g"] == "\\x00"
 
 
 REFUSED = [
@@ -136,7 +171,7 @@ GREEDY = [
     "SELECT length(repeat('a', 3000000000))",
     "SELECT levenshtein(repeat('a', 200000), repeat('b', 200000))",
     "SELECT count(DISTINCT a.weight + b.weight + c.weight) FROM edges a, edges b, edges c",
-    "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM t) SELECT count(*) FROM t",
+    ENDLESS,
     "SELECT array_agg(a.range) FROM range(100000000) a, range(100) b",
     "SELECT list_sort(list_transform(range(200000000), lambda x: x::VARCHAR))",
 ]
@@ -208,13 +243,12 @@ def test_a_store_that_is_none_is_told_in_one_line(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent is gone")
 def test_a_worker_ends_with_the_process_that_asked(store):
-    endless = "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM t) SELECT count(*) FROM t"
     code = (
         "import sys; from graphs import GraphStore; from graphs.sandbox import query\n"
         "query(GraphStore(sys.argv[1]), sys.argv[2], {}, seconds=60.0)"
     )
     asking = subprocess.Popen(
-        [sys.executable, "-c", code, str(store.folder), endless], cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", code, str(store.folder), ENDLESS], cwd=Path(__file__).parents[2]
     )  # fmt: skip
     worker = within(30, lambda: busy_child(asking.pid))
     assert worker is not None

@@ -99,9 +99,55 @@ def test_every_form_of_an_answer(run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.parquet"]
 
 
+def test_the_ending_of_the_output_says_its_form(run, tmp_path):
+    for name in ("out.json", "out.JSONL", "out.parquet", "out.txt"):
+        run("SELECT 1 AS x", "-o", str(tmp_path / name))
+    assert json.loads((tmp_path / "out.json").read_text()) == [{"x": 1}]
+    assert (tmp_path / "out.JSONL").read_text() == '{"x": 1}\n'
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [{"x": 1}]
+    assert (tmp_path / "out.txt").read_text() == '"x"\n1\n'
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl", "table"])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("INTERVAL 3 MONTH", "3 months"),
+        ("TIMESTAMP '290000-01-01'", "290000-01-01 00:00:00"),
+        ("'infinity'::TIMESTAMP", "infinity"),
+        ("MAP {[1]: 2}", "{[1]=2}"),
+        ("TIME '24:00:00'", "24:00:00"),
+    ],
+)
+def test_values_that_other_programs_do_not_know_are_text(run, form, value, shown):
+    assert shown in run(f"SELECT {value} AS x", "--format", form)
+
+
+def test_sums_and_decimals_are_numbers_in_json(run):
+    sql = "SELECT sum(n_edges - n_edges + 5) AS a, 1.5 AS b, [2.50] AS c FROM graphs"
+    assert json.loads(run(sql, "--format", "json")) == [{"a": 10, "b": 1.5, "c": [2.5]}]
+
+
+def test_saved_queries_that_cannot_be_read_are_named_and_left_out(folder, command):
+    path = folder / "graphs-store" / "queries" / "latin.sql"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"SELECT '\xe9'")
+    try:
+        code, output, errors = command("sql", "--list-saved", inside=folder)
+    finally:
+        path.unlink()
+    assert code == 0
+    assert "latin" not in output
+    assert errors.startswith("trace: left out latin: there is no readable query 'latin'")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["SELECT 1 AS a, 2 AS a", "--format", "json"], "two columns are named 'a', which JSON cannot hold; rename"),
+        (["SELECT INTERVAL 3 MONTH", "-o", "x.parquet"], "x.parquet cannot hold the answer"),
+        (["my-grahps"], "there is no folder my-grahps; name a store of graphs or a training run, or give a query in"),
+        (["SELECT 1", "--saved", "a"], "'SELECT 1' is a second query, as one comes from an option; give one of them"),
         (["a", "b", "c"], "3 arguments were given; expected an optional folder and one query in quotes"),
         (["a", "b", "--saved", "x"], "2 arguments were given; expected an optional folder, as the query comes from"),
         (["--saved", "missing"], "there is no readable query 'missing' in graphs-store; "),
@@ -180,6 +226,17 @@ def test_the_shell_ends_with_its_input_and_forgets_what_was_interrupted(folder, 
     out, err = shell(folder, "SELECT nonsense\n\x03SELECT 5 AS five;\n\x04", capsys)
     assert " five\n" in out
     assert err == ""
+
+
+def test_the_shell_knows_where_a_query_ends_and_which_parameters_it_names(folder, capsys):
+    typed = "SELECT 1 AS one; -- a note\nSELECT 'a;\nb' AS two;\nSELECT $kind AS three;\n.help\n.quit\n"
+    out, err = shell(folder, typed, capsys, k=1, kind="feature")
+    assert err == ""
+    assert " one\n━━━━━\n   1\n" in out
+    assert " a; b\n" in out
+    assert " three\n━━━━━━━━━\n feature\n" in out
+    assert out.count("end a query with ;") == 2
+    assert "common_features(words, k)" in out
 
 
 # a training run

@@ -1,5 +1,6 @@
 """The page for SQL through the test client: who may ask, what is answered, and that nothing else happens."""
 
+import html
 import re
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,6 +12,7 @@ from tests.viewer.samples import make_graph
 from viewer.app import create_app
 
 HOSTILE = '"><img src=x onerror=window.__pwned=1>'
+ENDLESS = "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM t) SELECT count(*) FROM t"
 OWN = {"Sec-Fetch-Site": "same-origin"}
 
 
@@ -64,6 +66,8 @@ def test_ids_and_nodes_lead_to_the_graph(client, graph_id):
     assert cells(page) == [[f'<a href="/g/{graph_id}">{graph_id}</a>', f'<a href="/g/{graph_id}?n=3">3</a>', "x/../y"]]
     assert cells(ask(client, "SELECT '../etc' AS graph_id, 3 AS node")) == [["../etc", "3"]]
     assert cells(ask(client, "SELECT 3 AS node")) == [["3"]]
+    assert cells(ask(client, "SELECT 'a' AS graph_id, -1 AS node"))[0][1] == "-1"
+    assert cells(ask(client, "SELECT 'a' AS graph_id, true AS node"))[0][1] == "True"
 
 
 def test_the_page_of_a_graph_leads_to_a_query_for_its_nodes(client, graph_id):
@@ -137,7 +141,7 @@ def test_what_cannot_be_answered_is_told_in_one_line_beside_the_query(client, gr
 
 def test_a_query_without_end_is_stopped(client, graph_id, monkeypatch):
     monkeypatch.setattr("viewer.sql.SECONDS", 2.0)
-    page = ask(client, "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM t) SELECT count(*) FROM t")
+    page = ask(client, ENDLESS)
     assert (page.status_code, "took longer than 2 s and was stopped" in error(page)) == (400, True)
 
 
@@ -193,10 +197,73 @@ def test_a_viewer_with_a_token_answers_only_who_has_it(store, graph_id):
     assert cells(ask(client, "SELECT 1")) == [["1"]]
 
 
+def test_a_saved_query_that_cannot_be_read_harms_nothing_else(client, store, graph_id, tmp_path):
+    store.save_query("good", "SELECT 1")
+    folder = store.folder / "queries"
+    (folder / "latin.sql").write_bytes(b"SELECT '\xe9'")
+    (folder / "folder.sql").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (folder / "link.sql").symlink_to(tmp_path / "secret")
+    (folder / "large.sql").write_text("SELECT 1 --" + "x" * 300_000)
+    assert cells(ask(client, "SELECT 1")) == [["1"]]
+    for name in ("latin", "folder", "link", "large", "nothing", "../secret"):
+        page = client.get("/sql", query_string={"saved": name})
+        assert page.status_code == 404
+        assert re.search("there is no readable query|is no name for a query", error(page))
+        assert "secret</textarea>" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("TIMESTAMP '290000-01-01'", "290000-01-01 00:00:00"),
+        ("'infinity'::DATE", "infinity"),
+        ("DATE '0044-03-15 (BC)'", "0044-03-15 (BC)"),
+        ("'2020-01-01 00:00:00.123456789'::TIMESTAMP_NS", "2020-01-01 00:00:00.123456789"),
+        ("TIMESTAMPTZ '2020-01-01 00:00:00+02'", "2019-12-31 22:00:00+00"),
+        ("TIME '24:00:00'", "24:00:00"),
+        ("INTERVAL 3 MONTH", "3 months"),
+        ("'0101'::BIT", "0101"),
+        ("'\\xAA\\x00'::BLOB", "\\xAA\\x00"),
+        ("uuid '00000000-0000-0000-0000-000000000001'", "00000000-0000-0000-0000-000000000001"),
+        ("MAP {[1]: 2}", "{[1]=2}"),
+        ("[TIMESTAMP '290000-01-01']", "['290000-01-01 00:00:00']"),
+        ("sum(range) FROM range(4)", "6"),
+        ("1e300::DOUBLE", "1e+300"),
+    ],
+)
+def test_values_of_any_type_are_shown_and_written_as_duckdb_writes_them(client, graph_id, value, shown):
+    assert [[html.unescape(cell) for cell in row] for row in cells(ask(client, f"SELECT {value}"))] == [[shown]]
+    file = ask(client, f"SELECT {value}", **{"as": "csv"})
+    assert file.status_code == 200
+    assert shown in file.text
+
+
+def test_a_query_whose_reader_has_gone_is_stopped(client, graph_id):
+    gone = {"waitress.client_disconnected": lambda: True}
+    page = client.post("/sql", data={"q": ENDLESS}, headers=OWN, environ_overrides=gone)
+    assert "nobody waits for its answer any more" in error(page)
+
+
+def test_damaged_graphs_that_are_left_out_are_counted(client, store, graph_id):
+    broken = store.save(make_graph("another prompt"))
+    for file in (store.folder / "graphs" / broken).rglob("*nodes*"):
+        file.write_bytes(b"broken")
+    page = ask(client, "SELECT count(DISTINCT graph_id) FROM nodes")
+    assert cells(page) == [["1"]]
+    assert "1 damaged graph is left out" in page.text
+
+
+@pytest.mark.parametrize("value", ['{"a":' * 20000, "9" * 5000, "9" * 4000, "1e400"])
+def test_a_value_that_is_no_number_of_sql_is_text(client, graph_id, value):
+    assert cells(ask(client, "SELECT typeof($a)", p_a=value)) == [["VARCHAR"]]
+
+
 def test_saved_queries_examples_and_columns_are_listed(client, store, graph_id):
     store.save_query("by-kind", "SELECT kind FROM nodes")
     page = client.get("/sql").text
-    assert '<a href="/sql?q=SELECT+kind+FROM+nodes%0A">by-kind</a>' in page
+    assert '<a href="/sql?saved=by-kind">by-kind</a>' in page
+    assert "\nSELECT kind FROM nodes\n</textarea>" in client.get("/sql?saved=by-kind").text
     for sql in macros().values():
         assert macro_example(sql).replace("'", "&#39;") in page
     assert "<code>reaches_answer</code>" in page
