@@ -1,12 +1,18 @@
 """The server on real sockets."""
 
+import http.client
 import queue
 import socket
+import sys
 import threading
+import time
 import urllib.request
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 
+from tests.viewer.samples import make_graph
 from viewer.serve import ViewerError, serve
 
 
@@ -40,3 +46,30 @@ def test_an_interruption_ends_it_quietly(store):
         raise KeyboardInterrupt
 
     assert serve(store, port=0, on_ready=interrupt) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for child processes in /proc")
+def test_a_query_ends_when_its_reader_goes_away(store):
+    store.save(make_graph())
+    addresses = queue.Queue()
+    threading.Thread(target=serve, args=(store,), kwargs={"port": 0, "on_ready": addresses.put}, daemon=True).start()
+    address = urlsplit(addresses.get(timeout=20))
+    endless = "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM t) SELECT count(*) FROM t"
+    headers = {"Sec-Fetch-Site": "same-origin", "Content-Type": "application/x-www-form-urlencoded"}
+    before = children()
+    reader = http.client.HTTPConnection(address.hostname, address.port)
+    reader.request("POST", "/sql", urlencode({"q": endless}), headers)
+    assert within(10, lambda: children() - before)
+    reader.close()
+    assert within(10, lambda: not children() - before)
+
+
+def children() -> set[str]:
+    return {child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()}
+
+
+def within(seconds: float, holds) -> bool:
+    until = time.monotonic() + seconds
+    while not holds() and time.monotonic() < until:
+        time.sleep(0.05)
+    return bool(holds())
