@@ -109,18 +109,16 @@ def test_the_ending_of_the_output_says_its_form(run, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["csv", "json", "jsonl", "table"])
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        ("INTERVAL 3 MONTH", "3 months"),
-        ("TIMESTAMP '290000-01-01'", "290000-01-01 00:00:00"),
-        ("'infinity'::TIMESTAMP", "infinity"),
-        ("MAP {[1]: 2}", "{[1]=2}"),
-        ("TIME '24:00:00'", "24:00:00"),
-    ],
-)
-def test_values_that_other_programs_do_not_know_are_text(run, form, value, shown):
-    assert shown in run(f"SELECT {value} AS x", "--format", form)
+def test_values_that_other_programs_do_not_know_are_text(run, form):
+    values = {
+        "INTERVAL 3 MONTH": "3 months",
+        "TIMESTAMP '290000-01-01'": "290000-01-01 00:00:00",
+        "'infinity'::TIMESTAMP": "infinity",
+        "MAP {[1]: 2}": "{[1]=2}",
+        "TIME '24:00:00'": "24:00:00",
+    }
+    answer = run(f"SELECT {', '.join(f'{value} AS c{n}' for n, value in enumerate(values))}", "--format", form)
+    assert [shown for shown in values.values() if shown not in answer] == []
 
 
 def test_sums_and_decimals_are_numbers_in_json(run):
