@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -22,9 +22,6 @@ from graphs.content import NOTHING, UNLIMITED, Content, Limits
 from graphs.errors import GraphError
 from graphs.filesystem import PROTOCOL, ReadOnlyFiles
 from graphs.schema import description, is_table_macro, macro_description, macros, tables, view_columns, views
-
-if TYPE_CHECKING:
-    from duckdb.sqltypes import DuckDBPyType
 
 # python_enable_replacements: a table name must never mean a variable of this process
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
@@ -117,7 +114,7 @@ def _plain(answer: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
     return answer.project(", ".join(columns))
 
 
-def _is_plain(kind: "DuckDBPyType") -> bool:
+def _is_plain(kind: Any) -> bool:
     """Whether Arrow, Python and JSON know all values of the type."""
     match kind.id:
         case "list" | "array" | "struct":

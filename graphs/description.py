@@ -50,6 +50,13 @@ def create_folder(folder: Path) -> None:
         write_atomically(folder / _DESCRIPTION, partial(Path.write_text, data=content + os.linesep, encoding="utf-8"))
 
 
+def check_is_store(folder: Path) -> None:
+    """Raise `GraphError` if the folder is no store, or none yet."""
+    check_folder(folder)
+    if not (folder / _DESCRIPTION).exists():
+        raise GraphError(f"{folder} is no store: it has no {_DESCRIPTION}; name a folder that graphs were saved in.")
+
+
 def check_writable(folder: Path) -> None:
     """Raise `GraphError` unless the folder is a store of its own, or nothing yet."""
     check_folder(folder)
@@ -63,11 +70,11 @@ def _read_version(folder: Path) -> int:
     path = folder / _DESCRIPTION
     try:
         description = json.loads(path.read_text("utf-8"))
-        written_as, version = description["format"], int(description["schema_version"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        written_as, version = str(description["format"]), int(description["schema_version"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise GraphError(f"{path} is unreadable ({one_line(error)}); restore it, or give another folder.") from error
     if written_as != FORMAT:
-        raise GraphError(f"{folder} belongs to something else: its format is {shown(str(written_as))}.")
+        raise GraphError(f"{folder} belongs to something else: its format is {shown(written_as)}.")
     if version > SCHEMA_VERSION:
         raise GraphError(
             f"{folder} has schema version {version}, and this program knows versions up to {SCHEMA_VERSION}; "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float64, Int
 from numpy import ndarray
 
 from graphs.annotations import NOTHING, Annotations, Supernode
@@ -20,6 +20,8 @@ from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, write_atomically
 from graphs.graph import AttributionGraph, NodeKind, logit_weights
 from graphs.influence import cumulative_share, influence_over, score
+from graphs.interchange_content import info_with_content
+from graphs.interchange_fields import shown
 from graphs.interchange_links import Links, read_links, told_apart
 from graphs.interchange_metadata import (
     annotations_record,
@@ -29,7 +31,7 @@ from graphs.interchange_metadata import (
     metadata_record,
     read_annotations,
 )
-from graphs.interchange_nodes import OURS, Nodes, logit_text, node_ids, node_records
+from graphs.interchange_nodes import OURS, ROUNDING, Nodes, logit_text, node_ids, node_records
 from graphs.interchange_text import ignore, members
 
 MOST_NODES = 2_000_000
@@ -286,12 +288,17 @@ def _with_texts(columns: dict[str, ndarray], info: Any) -> dict[str, ndarray]:
 
 
 def with_influence(graph: AttributionGraph) -> AttributionGraph:
-    """A graph of another program with what the format does not hold: influence and scores of the graph as it is."""
+    """A graph of another program with what the format does not hold: influence and scores of the graph as it is.
+
+    Its id is that of its content as it was given: nothing else in such files tells two graphs of one question apart.
+    """
     influence = np.where(graph.kind == NodeKind.LOGIT, np.nan, influence_over(graph.incoming, logit_weights(graph)))
-    lacking = np.isnan(graph.cumulative_influence[graph.kind != NodeKind.LOGIT]).any()
-    cumulative = cumulative_share(influence) if lacking else graph.cumulative_influence
+    given = graph.cumulative_influence
+    known = _is_share(given[graph.kind != NodeKind.LOGIT]).all()
+    cumulative = given if known else cumulative_share(influence)
     scores = score(graph)
-    info = replace(graph.info, replacement_score=scores.replacement, completeness_score=scores.completeness)
+    info = info_with_content(graph)
+    info = replace(info, replacement_score=scores.replacement, completeness_score=scores.completeness)
     return replace(graph, info=info, influence=influence, cumulative_influence=cumulative)
 
 
@@ -302,8 +309,18 @@ def _node_deviations(nodes: Nodes) -> Iterator[str]:
     for node_id, kind, clerp in zip(nodes.ids, nodes.kind, nodes.clerp, strict=True):
         if kind == NodeKind.LOGIT and clerp and logit_text(clerp) == clerp:
             yield f"node '{node_id}': clerp has no 'Output \"token\" (p=0.5)', which viewers look for."
+    shares = np.array(nodes.cumulative, np.float64)
+    for node in np.flatnonzero(~np.isnan(shares) & ~_is_share(shares)).tolist():
+        yield (
+            f"node '{nodes.ids[node]}': influence is {shown(nodes.cumulative[node])}; expected the share of all "
+            "influence held by nodes at least as influential, 0 to 1."
+        )
     if not any(layer > 0 for layer, kind in zip(nodes.layer, nodes.kind, strict=True) if kind != NodeKind.LOGIT):
         yield "nodes: no node but logits has a layer above 0, and Neuronpedia's page needs one."
+
+
+def _is_share(values: Float64[ndarray, "node"]) -> Bool[ndarray, "node"]:
+    return (values >= 0) & (values <= 1 + ROUNDING)
 
 
 def _renumbered(annotations: Annotations, order: Int[ndarray, "node"]) -> Annotations:

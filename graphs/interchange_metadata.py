@@ -63,6 +63,7 @@ _INSIDE = {
     },
     "pruning_settings": {"node_threshold": NUMBER, "edge_threshold": NUMBER},
 }
+_PLAIN = (TEXT, NUMBER, WHOLE)
 _GENERATION = {
     "max_n_logits": "max_logits",
     "desired_logit_prob": "logit_mass",
@@ -85,8 +86,9 @@ _OUR_TYPES = {
 
 def metadata_record(info: GraphInfo, slug: str, scan: str | None) -> dict[str, Any]:
     """The metadata of a graph, with all that is known of it under `clt_tracer`."""
-    settings = _settings(info)
+    settings = settings_of(info)
     generation = {theirs: settings[ours] for theirs, ours in _GENERATION.items() if settings.get(ours) is not None}
+    kept = _kept(imported_record(settings))
     record: dict[str, Any] = {
         "slug": re.sub(r"[^a-z0-9_-]", "-", slug.lower()),
         "scan": scan or re.sub(r"[^A-Za-z0-9_.-]", "-", info.model) or "model",
@@ -94,7 +96,8 @@ def metadata_record(info: GraphInfo, slug: str, scan: str | None) -> dict[str, A
         "prompt_tokens": list(info.tokens),
         "prompt": info.prompt,
         "schema_version": 1,
-        "info": {
+        "info": kept.pop("info", {})
+        | {
             "generator": {"name": "clt-tracer", "version": info.tool_version},
             "create_time_ms": int(info.created_at.timestamp() * 1000),
         },
@@ -104,6 +107,7 @@ def metadata_record(info: GraphInfo, slug: str, scan: str | None) -> dict[str, A
         # left out otherwise: Neuronpedia refuses null
         record["node_threshold"] = settings["node_threshold"]
         record["pruning_settings"] = {name: settings[name] for name in ("node_threshold", "edge_threshold")}
+    record |= kept
     ours = {one.name: getattr(info, one.name) for one in fields(GraphInfo)}
     lists = {name: list(ours[name]) for name in ("tokens", "token_ids", "words")}
     record[OURS] = ours | lists | {"created_at": info.created_at.isoformat(), "tags": dict(info.tags)}
@@ -140,7 +144,7 @@ def info_of(record: Mapping[str, Any], token_ids: Sequence[int], n_layers: int, 
     described = record.get("info", {})
     maker = described.get("generator", {})
     name = " ".join(str(maker.get(part, ""))[:80] for part in ("name", "version")).strip()
-    kept = ("slug", "scan", "schema_version", "node_threshold", "generation_settings", "pruning_settings")
+    names = {name: record[name] for name in ("slug", "scan", "schema_version") if name in record}
     tokens = tuple(record["prompt_tokens"])
     return GraphInfo(
         prompt=record["prompt"],
@@ -155,8 +159,23 @@ def info_of(record: Mapping[str, Any], token_ids: Sequence[int], n_layers: int, 
         tool_version=name or "unknown",
         n_layers=n_layers,
         n_active_features=n_features,
-        config=json.dumps({"imported": {name: record[name] for name in kept if name in record}}, sort_keys=True),
+        config=json.dumps({"imported": names | _kept(record)}, sort_keys=True),
     )
+
+
+def settings_of(info: GraphInfo) -> dict[str, Any]:
+    """The settings of a trace, if there are any."""
+    try:
+        settings = json.loads(info.config)
+    except (ValueError, RecursionError) as error:
+        raise GraphError(f"the graph's config is no JSON ({error}); it was not written by this program.") from error
+    return settings if isinstance(settings, dict) else {}
+
+
+def imported_record(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the settings of an imported graph say of its file; nothing for a traced one."""
+    found = settings.get("imported")
+    return found if isinstance(found, dict) else {}
 
 
 def words_of(prompt: str, tokens: Sequence[str]) -> tuple[str, ...]:
@@ -247,13 +266,16 @@ def _our_info(value: object, tokens: list[str]) -> GraphInfo:
     return GraphInfo(**known)
 
 
-def _settings(info: GraphInfo) -> dict[str, Any]:
-    """The settings of a trace, if there are any."""
-    try:
-        settings = json.loads(info.config)
-    except ValueError as error:
-        raise GraphError(f"the graph's config is no JSON ({error}); it was not written by this program.") from error
-    return settings if isinstance(settings, dict) else {}
+def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of another program says of itself and its export says again: plain fields that are as expected."""
+    found: dict[str, Any] = {}
+    if NUMBER.fits(record.get("node_threshold")):
+        found["node_threshold"] = record["node_threshold"]
+    for name, kinds in _INSIDE.items():
+        part = record.get(name)
+        if isinstance(part, dict):
+            found[name] = {key: part[key] for key, kind in kinds.items() if kind in _PLAIN and kind.fits(part.get(key))}
+    return found
 
 
 def _parsed(text: str) -> datetime:

@@ -28,6 +28,8 @@ OURS = "clt_tracer"
 MOST_LAYERS = 10_000
 VIRTUAL = 1_000_000_000
 """Vocabulary number of the first target that is no token: the format knows them by numbers past the vocabulary."""
+ROUNDING = 1e-3
+"""What shares and probabilities computed in half precision may lie above 1."""
 
 _FEATURE_TYPES = {
     NodeKind.TOKEN: "embedding",
@@ -214,8 +216,9 @@ class Nodes:
         self.token_id.append(_token_id(where, record, kind))
         self.activation.append(_number(record.get("activation")))
         self.cumulative.append(_number(record.get("influence")))
-        if probability < 0:
-            raise GraphError(f"{where}: token_prob is {probability}; expected a probability.")
+        for value in (record.get("token_prob"), probability):
+            if value is not None and (value < 0 or value > 1 + ROUNDING):
+                raise GraphError(f"{where}: token_prob is {shown(value)}; expected a probability, 0 to 1.")
         self.probability.append(probability)
         self.clerp.append(record["clerp"])
         self.ours.append(ours)

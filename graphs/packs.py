@@ -93,7 +93,7 @@ def read_manifest(folder: Path) -> list[str]:
             raise ValueError(f"packs are {names}")
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise GraphError(f"{path} is unreadable ({one_line(error)}); restore it, graphs in packs need it.") from error
     return names
 

@@ -217,7 +217,7 @@ def _parsed(content: str | bytes, place: str) -> dict[str, Entry]:
         if read["format"] != _FORMAT:
             raise ValueError(f"its format is {shown(str(read['format']))}, not {shown(_FORMAT)}")
         entries = {name: Entry(int(size), str(checksum)) for name, (size, checksum) in read["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise GraphError(f"{place} is unreadable ({one_line(error)}); push the store again.") from error
     for name, entry in entries.items():
         if not (_SAFE_NAME.fullmatch(name) and _CHECKSUM.fullmatch(entry.checksum)):

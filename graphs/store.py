@@ -28,7 +28,7 @@ from graphs.columns import info_from_row, infos_from_table
 from graphs.compact import Compacted, compact_folder, mark_deleted
 from graphs.comparisons import Comparison, comparison_contents, save_comparison
 from graphs.content import UNLIMITED, Content, Limits
-from graphs.description import check_folder, check_writable, create_folder
+from graphs.description import check_folder, check_is_store, check_writable, create_folder
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, locked_folder, reading, write_atomically
 from graphs.folder import DAMAGE, HEAD, Checked, Head, check_graph, head_stamp, is_unchanged, read_graph, write_graph
@@ -38,6 +38,7 @@ from graphs.names import check_graph_id, digest, graph_id_of, is_graph_id, one_l
 from graphs.packs import DELETED, PACKS, Pack, deleted_versions, hidden_graphs, read_packed, read_packs, without
 from graphs.queries import query_names, read_query, write_query
 from graphs.schema import tables
+from graphs.side_files import DamagedFile, damaged_files
 
 _TRANSCODER = b"transcoder"
 _ATTEMPTS = 50  # of a reader whose graphs are moved or deleted under its hands
@@ -163,6 +164,10 @@ class GraphStore:
                 found += [DamagedGraph(graph_id, pack.problem) for graph_id in ids or [f"{PACKS}/{pack.name}"]]
         return found
 
+    def damaged_files(self) -> "builtins.list[DamagedFile]":
+        """The files beside the graphs that queries leave out, and why."""
+        return damaged_files(self.folder)
+
     def ids(self) -> "builtins.list[str]":
         """The ids of all graphs, damaged or not."""
         folders = {folder.name for folder in self._folders()}
@@ -202,8 +207,9 @@ class GraphStore:
         Others may save, delete, read and compact at the same time, and a kill loses nothing. `on_progress` hears how
         many graphs of how many are written.
         """
+        check_is_store(self.folder)  # or else a folder inside a store would become another one
         with file_errors_as_graph_errors(f"compact {self.folder}"):
-            create_folder(self.folder)
+            create_folder(self.folder)  # as one of this version
             return compact_folder(self.folder, on_progress)
 
     def save_features(self, table: pa.Table, transcoder: str) -> None:

@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,18 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from graphs import AttributionGraph, GraphStore, NodeKind, logit_weights
+from graphs import AttributionGraph, GraphError, GraphStore, NodeKind, graph_id_of, logit_weights
 from tracer import lab
 from tracer.config import TraceConfig
 from tracer.loading import Source, load, save_features
-from tracer.options import DEFAULT_STORE
+from tracer.options import DEFAULT_STORE, place
 from tracer.story import feature_paths, path_record, place_text, routes, target_name, target_record, told_targets
 from tracer.tables import table_text
 
 N_JSON_PATHS = 10
 N_ROUTES = 6
+PROMPT_LENGTH = 60
+"""Characters of a prompt that `trace list` shows to people."""
 _LISTED = {
     "graph_id": "graph_id", "prompt": "prompt", "model": "model", "nodes": "n_nodes", "edges": "n_edges",
     "replacement": "replacement_score", "completeness": "completeness_score", "created_at": "created_at",
@@ -52,7 +54,7 @@ def trace_and_save(prompt: str, store: GraphStore, config: TraceConfig, source: 
             on_progress=lambda n, total: step("attributing features", n, total),
         )  # fmt: skip
     save_features(store, loaded)
-    graph_id = store.save(done.graph)
+    graph_id = store.save(_with_tags_of_before(done.graph, store))
     predictions = [vars(prediction) for prediction in done.predictions]
     record: dict[str, Any] = graph_record(graph_id, store, done.graph) | {"predictions": predictions}
     counts = record["counts"] | {"nodes": done.n_nodes, "edges": done.n_edges}
@@ -95,6 +97,14 @@ def show_graph(store: GraphStore, graph_id: str, *, as_json: bool) -> str:
     return json.dumps(record, ensure_ascii=False, indent=2) if as_json else _text(record, graph)
 
 
+def _with_tags_of_before(graph: AttributionGraph, store: GraphStore) -> AttributionGraph:
+    """A batch may have tagged the graph that this one replaces; a prompt alone says nothing about tags."""
+    before = None
+    with suppress(GraphError):  # packs that cannot be read are no reason to lose what was traced
+        before = store.find(graph_id_of(graph.info))
+    return graph if before is None else replace(graph, info=replace(graph.info, tags=before.info.tags))
+
+
 def graph_record(graph_id: str, store: GraphStore, graph: AttributionGraph) -> dict:
     """A graph as data, for --json; the model's predictions are those among the targets."""
     info = graph.info
@@ -102,7 +112,7 @@ def graph_record(graph_id: str, store: GraphStore, graph: AttributionGraph) -> d
     targets.sort(key=lambda target: -target["weight"])
     return {
         "graph_id": graph_id,
-        "store": str(store.folder),
+        "store": place(store),
         "prompt": info.prompt,
         "tokens": list(info.tokens),
         "predictions": [
@@ -136,10 +146,17 @@ def graph_list(store: GraphStore, *, as_json: bool) -> str:
     graphs = store.table()
     seconds = graphs["created_at"].cast(pa.timestamp("s"), safe=False)
     times = pc.call_function("strftime", [seconds], pc.StrftimeOptions("%Y-%m-%dT%H:%M:%S+00:00"))
-    listed = pa.table({shown: graphs[name] for shown, name in _LISTED.items()} | {"created_at": times})
+    columns = {shown: graphs[name] for shown, name in _LISTED.items()} | {"created_at": times}
     if as_json:
-        return json.dumps(listed.to_pylist(), ensure_ascii=False, indent=2)
-    return table_text(listed) if len(listed) else "no graphs yet"
+        return json.dumps(pa.table(columns).to_pylist(), ensure_ascii=False, indent=2)
+    columns["prompt"] = _shortened(graphs["prompt"])
+    return table_text(pa.table(columns)) if len(graphs) else "no graphs yet"
+
+
+def _shortened(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The texts, the end of long ones left out: one of megabytes would make every row of the table as long."""
+    options = pc.ReplaceSubstringOptions(rf"(?s)^(.{{{PROMPT_LENGTH - 1}}}).{{2,}}$", r"\1…")
+    return pc.call_function("replace_substring_regex", [texts], options)
 
 
 def compact_store(store: GraphStore) -> str:

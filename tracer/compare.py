@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from graphs import AttributionGraph, GraphStore, NodeKind
 from graphs.comparisons import Comparison
+from graphs.interchange_metadata import imported_record, settings_of
 from graphs.merge import Merged, merge_graphs, threshold_grid
-from graphs.names import digest
+from graphs.names import digest, some
 from tracer.commands import progress
 from tracer.errors import TraceError
 from tracer.options import DEFAULT_STORE
@@ -56,12 +57,19 @@ def stability(
 ) -> str:  # fmt: skip
     """Prune graphs at all pairs of thresholds, save the union, and tell what at least so many of the results share."""
     ids = list(dict.fromkeys(graph_ids))
-    members = [cut for graph in _loaded(store, ids) for cut in threshold_grid(graph, nodes, edges)]
     n_settings = len(nodes) * len(edges)
+    if len(ids) * n_settings < 2:
+        raise TraceError("one graph at one pair of thresholds leaves nothing to compare; give several thresholds.")
+    graphs = _loaded(store, ids)
+    members = [cut for graph in graphs for cut in threshold_grid(graph, nodes, edges)]
     settings = {"node_thresholds": list(nodes), "edge_thresholds": list(edges)}
     every = [graph_id for graph_id in ids for _ in range(n_settings)]
     merged, about = _compared(store, "stability", every, members, alignment, name, settings)
-    lines = [f"Pruned   {len(ids)} graphs at {n_settings} pairs of thresholds each", _overlap(merged), ""]
+    lines = [f"Pruned   {len(ids)} graphs at {n_settings} pairs of thresholds each"]
+    before = [graph_id for graph_id, graph in zip(ids, graphs, strict=True) if _was_pruned(graph)]
+    if before:
+        lines.append(f"Note     only what was left can be seen of {some(before)}, pruned before; trace with --no-prune")
+    lines += [_overlap(merged), ""]
     shares = [1.0, 0.9, 0.5, 0.1]
     counts = {f"{share:.0%}": [(merged.edge_share >= share).sum(), (merged.share >= share).sum()] for share in shares}
     rows = [{"in at least": share, "edges": int(n), "nodes": int(m)} for share, (n, m) in counts.items()]
@@ -106,6 +114,16 @@ def _loaded(store: GraphStore, ids: Sequence[str]) -> list[AttributionGraph]:
             step("reading graphs", done, len(ids))
             graphs.append(store.load(graph_id))
     return graphs
+
+
+def _was_pruned(graph: AttributionGraph) -> bool:
+    """Whether its settings say that less was saved than was traced, here or by the program it was imported from."""
+    settings = settings_of(graph.info)
+    imported = imported_record(settings)
+    pruning = imported.get("pruning_settings")
+    given = imported | (pruning if isinstance(pruning, dict) else {})
+    shares = [given.get(name) for name in ("node_threshold", "edge_threshold")]
+    return bool(settings.get("prune")) or any(isinstance(share, int | float) and share < 1 for share in shares)
 
 
 def _overlap(merged: Merged) -> str:

@@ -21,6 +21,11 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _least(of: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    text = f"Print what at least this share of the {of} have."
+    return click.option("--least", type=click.FloatRange(0, 1), default=0.9, show_default=True, help=text)
+
+
 @click.command("diff")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
@@ -43,7 +48,7 @@ def diff(first: str, second: str, **options: Any) -> None:
 @click.command("merge")
 @click.argument("graphs", nargs=-1, metavar="[GRAPH]…")
 @click.option("--query", help="Merge the graphs whose graph_id this SELECT finds.")
-@click.option("--least", default=0.9, show_default=True, help="Print what at least this share of the graphs have.")
+@_least("graphs")
 @_shared
 def merge(graphs: tuple[str, ...], query: str | None, **options: Any) -> None:
     """Merge saved graphs: how many have each node and edge, and how much weights vary.
@@ -66,7 +71,7 @@ def merge(graphs: tuple[str, ...], query: str | None, **options: Any) -> None:
 @click.option("--query", help="Use the graphs whose graph_id this SELECT finds.")
 @click.option("--node-thresholds", "nodes", default="0.5,0.6,0.7,0.8,0.9", show_default=True, metavar="SHARE,…")
 @click.option("--edge-thresholds", "edges", default="0.9,0.95,0.98,0.99", show_default=True, metavar="SHARE,…")
-@click.option("--least", default=0.9, show_default=True, help="Print what at least this share of the results have.")
+@_least("results")
 @_shared
 def stability(graphs: tuple[str, ...], query: str | None, nodes: str, edges: str, **options: Any) -> None:
     """Prune graphs at many thresholds: which nodes and edges do not depend on the choice.

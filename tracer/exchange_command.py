@@ -64,7 +64,7 @@ def import_(files: tuple[Path, ...], check: bool, features: Path | None, transco
     if not files and features is None:
         raise click.UsageError("nothing to import was named; give a FILE, or --features DIR.")
     for file in files:
-        if file.suffix not in (".json", ".pt"):
+        if file.suffix.lower() not in (".json", ".pt"):
             raise click.UsageError(f"{file} is no .json or .pt file; export the graph as one of these.")
     if check:
         for file in files:

@@ -1,5 +1,6 @@
-"""Prompts out of a file: text with one a line, JSONL or Parquet; the other columns are tags."""
+"""Prompts out of a file: text with one a line, CSV, JSONL or Parquet; the other columns are tags."""
 
+import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from tracer.errors import TraceError
 
 DEFAULT_COLUMN = "prompt"
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSONL = (".jsonl", ".ndjson")
 PARQUET = (".parquet", ".pq")
 
@@ -39,9 +41,11 @@ def read_prompts(path: Path, column: str | None = None, *, limit: int | None = N
     """
     records = _read(path)
     if not records:
-        raise TraceError(f"{path} holds no prompts; give text with a prompt a line, JSONL or Parquet.")
+        raise TraceError(f"{path} holds no prompts; give text with a prompt a line, CSV, JSONL or Parquet.")
     name = _column(path, records, column)
-    return [Row(number, values.get(name) or "", _tags(values, name)) for number, values in records[:limit]]
+    return [
+        Row(number, values.get(name) or "", _tags(path, number, values, name)) for number, values in records[:limit]
+    ]
 
 
 def distinct(rows: Iterable[Row]) -> list[Row]:
@@ -54,18 +58,57 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
 
 def _read(path: Path) -> list[_Record]:
     kind = path.suffix.lower()
+    if kind == ".json":
+        raise TraceError(f"{path} is JSON, which is not read; give JSONL, one object a line, in a file named *.jsonl.")
     try:
         if kind in PARQUET:
-            table = pq.read_table(path)
-            return list(enumerate(table.to_pylist(maps_as_pydicts="strict"), 1))
+            return _rows(path, pq.read_table(path))
+        if kind in DELIMITERS:
+            return _fields(path, DELIMITERS[kind])
         lines = path.read_text("utf-8-sig").split("\n")  # splitlines would also split at rarer characters
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        expected = "Parquet" if kind in PARQUET else "text in UTF-8"
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        expected = "Parquet" if kind in PARQUET else "CSV in UTF-8" if kind in DELIMITERS else "text in UTF-8"
         raise TraceError(f"{path} cannot be read as {expected}: {' '.join(str(error).split())}.") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if kind in JSONL:
         return [(number, _object(path, number, line)) for number, line in numbered]
     return [(number, {DEFAULT_COLUMN: line}) for number, line in numbered]
+
+
+def _rows(path: Path, table: pa.Table) -> list[_Record]:
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            columns[name] = column.to_pylist(maps_as_pydicts="strict")
+        # keys that come twice or are lists, and times that Python has not
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise TraceError(
+                f"column {name!r} of {path} holds what is no tag ({' '.join(str(error).split())}); leave it out, or "
+                "write it as text."
+            ) from error
+    return [
+        (number, dict(zip(columns, values, strict=True)))
+        for number, values in enumerate(zip(*columns.values(), strict=True), 1)
+    ]
+
+
+def _fields(path: Path, delimiter: str) -> list[_Record]:
+    """Rows of text under a header; a row's number is the line on which it ends."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        # strict, or else a quote that is never closed would take all that follows into one prompt
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        names = reader.fieldnames or []
+        if len(set(names)) < len(names):
+            raise TraceError(f"{path} names a column twice: {_some(list(names))}; give each its own name.")
+        records = []
+        for record in reader:
+            if None in record:
+                raise TraceError(
+                    f"{path} line {reader.line_num} has more fields than the header's {len(names)}; put texts with "
+                    "separators in quotes."
+                )
+            records.append((reader.line_num, {name: text or None for name, text in record.items()}))
+        return records
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -105,14 +148,22 @@ def _is_text(values: list[Any]) -> bool:
     return all(isinstance(value, str | None) for value in values) and any(value is not None for value in values)
 
 
-def _tags(values: dict[str, Any], prompt: str) -> tuple[tuple[str, str], ...]:
-    return tuple((name, _text(value)) for name, value in values.items() if name != prompt and value is not None)
+def _tags(path: Path, number: int, values: dict[str, Any], prompt: str) -> tuple[tuple[str, str], ...]:
+    given = [(name, value) for name, value in values.items() if name != prompt and value is not None]
+    try:
+        return tuple((_text(name), _text(value)) for name, value in given)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TraceError(
+            f"{path} row {number} has a value that is no tag ({error}); leave its column out, or write it as text."
+        ) from error
 
 
 def _text(value: Any) -> str:
     """Text as it is, what JSON knows as JSON, anything else (a date, say) as it prints."""
     plain = isinstance(value, bool | int | float | list | dict)
-    return json.dumps(value, ensure_ascii=False, default=str) if plain else str(value)
+    text = json.dumps(value, ensure_ascii=False, default=str) if plain else str(value)
+    text.encode()  # the store keeps no text with lone surrogates
+    return text
 
 
 def _some(names: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Processes that save, delete, compact and read one store at the same time, to be killed at any moment.
 
-Each writer has graphs of its own, and a log of what it began and what was acknowledged; a version of a graph is its
-weights times a number.
+Each writer has graphs of its own and one that all write, and a log of what it began and what was acknowledged; a
+version of a graph is its weights times a number, and no two writers save the same.
 """
 
 import importlib.util
@@ -9,6 +9,7 @@ import itertools
 import os
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +19,18 @@ from graphs import AttributionGraph, GraphError, GraphStore
 from graphs.names import graph_id_of
 
 N_WRITERS = 2
-PROMPTS = {0: ("a b c", "d e f", "g h i"), 1: ("j k l", "m n o", "p q r")}
+SHARED = "s t u"
+PROMPTS = {0: ("a b c", "d e f", "g h i", SHARED), 1: ("j k l", "m n o", "p q r", SHARED)}
+EVERY = tuple(dict.fromkeys(itertools.chain(*PROMPTS.values())))
 
 
-def originals() -> dict[str, AttributionGraph]:
+def originals(prompts: Sequence[str] = EVERY) -> dict[str, AttributionGraph]:
     """Every graph as version 1, by its prompt."""
     spec = importlib.util.spec_from_file_location("builders", Path(__file__).with_name("conftest.py"))
     assert spec is not None
     assert spec.loader is not None
     builders = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(builders)
-    prompts = itertools.chain(*PROMPTS.values())
     return {prompt: builders._random_graph(seed, prompt=prompt) for seed, prompt in enumerate(prompts)}
 
 
@@ -41,11 +43,11 @@ def version_of(graph: AttributionGraph, original: AttributionGraph) -> int:
 
 def write(folder: str, log: str, number: int, seed: int) -> None:
     """Save and delete for ever; a line of the log is "begin PROMPT VERSION" (0 is deletion) or "done"."""
-    store, random, graphs = GraphStore(folder), np.random.default_rng(seed), originals()
+    store, random, graphs = GraphStore(folder), np.random.default_rng([seed, number]), originals()
     ids = {prompt: graph_id_of(graph.info) for prompt, graph in graphs.items()}
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    for version in itertools.count(seed * 1000 + 1):
-        prompt = PROMPTS[number][random.integers(3)]
+    for version in itertools.count(seed * 1000 + number + 1, N_WRITERS):
+        prompt = PROMPTS[number][random.integers(len(PROMPTS[number]))]
         graph = replace(graphs[prompt], weight=graphs[prompt].weight * version)
         deletes = random.random() < 0.3
         os.write(handle, f"begin {prompt} {0 if deletes else version}\n".encode())
@@ -66,9 +68,9 @@ def compact(folder: str, pause: float) -> None:
         time.sleep(pause)
 
 
-def read(folder: str, errors: str) -> None:
+def read(folder: str, errors: str, prompts: Sequence[str] = EVERY) -> None:
     """Read for ever, and write down what was wrong: an error, a torn graph, one that is there twice."""
-    graphs = originals()
+    graphs = originals(prompts)
     try:
         for turn in itertools.count():
             store = GraphStore(folder)

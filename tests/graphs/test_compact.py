@@ -99,9 +99,23 @@ def test_compacting_again_changes_nothing(store):
 
 
 def test_an_empty_store_can_be_compacted(tmp_path):
-    done = GraphStore(tmp_path / "new").compact()
+    store = GraphStore(tmp_path / "new")
+    store.save_query("all", "FROM graphs")
+    done = store.compact()
     assert (done.n_moved, done.n_graphs, done.n_bytes) == (0, 0, 0)
-    assert GraphStore(tmp_path / "new").list() == []
+    assert store.list() == []
+
+
+@pytest.mark.parametrize("place", ["graphs", "packs/deleted", "../new"])
+def test_compaction_makes_no_store_where_there_is_none(store, place):
+    store.compact()
+    before = files_below(store.folder.parent)
+    with pytest.raises(
+        GraphError, match=r"is no store: it has no store\.json; name a folder that graphs were saved in"
+    ):
+        GraphStore(store.folder / place).compact()
+    assert files_below(store.folder.parent) == before
+    assert not (store.folder / "../new").exists()
 
 
 def test_graphs_saved_later_join_the_others_in_one_pack(store, random_graph):
@@ -322,7 +336,9 @@ def test_damage_inside_a_pack_stops_its_compaction_and_changes_nothing(store, ra
     assert files_below(store.folder) == before
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"packs": ["../x"]}', '{"packs": [1]}', "{}"])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"packs": ["../x"]}', '{"packs": [1]}', "{}", pytest.param("[" * 200_000, id="deep")]
+)
 def test_a_broken_list_of_packs_is_told_in_one_line(store, content):
     store.compact()
     (store.folder / "packs" / "packs.json").write_text(content)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -19,62 +20,71 @@ from tests.graphs import storm
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no locks between processes")
 
 
-def states(log: Path) -> dict[str, set[int]]:
-    """Per prompt the versions that may be there: the last one acknowledged, or one that was only begun; 0 is none."""
-    allowed = {prompt: {0} for prompts in storm.PROMPTS.values() for prompt in prompts}
-    begun = None
-    for line in log.read_text().splitlines():
-        if line == "done":
-            prompt, version = begun
-            allowed[prompt] = {version}
-            begun = None
-        else:
-            if begun is not None:  # killed before it was acknowledged
-                allowed[begun[0]].add(begun[1])
-            _, *words, version = line.split()
-            begun = " ".join(words), int(version)
-    if begun is not None:
-        allowed[begun[0]].add(begun[1])
-    return allowed
+def states(logs: list[Path]) -> dict[str, set[int]]:
+    """Per prompt the versions that may be there: the last that a writer was acknowledged, or one that it only began.
+
+    Where no writer was acknowledged any, it may be what was found there before; 0 is none.
+    """
+    found = {prompt: 0 for prompt in storm.EVERY}
+    acknowledged: dict[str, dict[Path, int]] = {prompt: {} for prompt in storm.EVERY}
+    only_begun: dict[str, set[int]] = {prompt: set() for prompt in storm.EVERY}
+    for log in logs:
+        begun = None
+        for line in log.read_text().splitlines() if log.exists() else ():
+            if line == "done":
+                assert begun is not None
+                prompt, version = begun
+                acknowledged[prompt][log] = version
+                begun = None
+            else:
+                word, *words, version = line.split()
+                if word == "found":
+                    found[" ".join(words)] = int(version)
+                else:
+                    begun = " ".join(words), int(version)
+        if begun is not None:  # killed before it was acknowledged
+            only_begun[begun[0]].add(begun[1])
+    return {
+        prompt: (set(acknowledged[prompt].values()) or {found[prompt]}) | only_begun[prompt] for prompt in storm.EVERY
+    }
+
+
+def versions_in(store: GraphStore) -> dict[str, int]:
+    """Which version of each graph is there; 0 is none."""
+    graphs, listed = storm.originals(), {stored.graph_id for stored in store.list()}
+    ids = {prompt: graph_id_of(graph.info) for prompt, graph in graphs.items()}
+    return {
+        prompt: storm.version_of(store.load(graph_id), graphs[prompt]) if graph_id in listed else 0
+        for prompt, graph_id in ids.items()
+    }
 
 
 def assert_what_was_acknowledged_is_there(folder: Path, logs: list[Path]) -> None:
-    graphs = storm.originals()
-    store = GraphStore(folder)
+    graphs, store, allowed = storm.originals(), GraphStore(folder), states(logs)
     assert store.damaged() == []
-    listed = {stored.graph_id for stored in store.list()}
-    for number, log in enumerate(logs):
-        allowed = states(log) if log.exists() else {}
-        for prompt in storm.PROMPTS[number] if allowed else ():
-            graph_id = graph_id_of(graphs[prompt].info)
-            found = storm.version_of(store.load(graph_id), graphs[prompt]) if graph_id in listed else 0
-            assert found in allowed[prompt], f"{prompt} is version {found}, not one of {allowed[prompt]}"
+    versions = versions_in(store)
+    for prompt, version in versions.items():
+        assert version in allowed[prompt], f"{prompt} is version {version}, not one of {allowed[prompt]}"
     rows = store.sql(storm.COUNTS).to_pylist()
     assert {row["prompt"]: (row["n"], row["n_nodes"], row["most"]) for row in rows} == {
-        graph.info.prompt: (graph.n_edges, graph.n_nodes, 1)
-        for graph in graphs.values()
-        if graph_id_of(graph.info) in listed
+        prompt: (graph.n_edges, graph.n_nodes, 1) for prompt, graph in graphs.items() if versions[prompt]
     }
 
 
 def settle(logs: list[Path], folder: Path) -> None:
-    """What a killed process left open is decided now: the log says what is there."""
-    graphs, store = storm.originals(), GraphStore(folder)
-    listed = {stored.graph_id for stored in store.list()}
-    for number, log in enumerate(logs):
-        lines = []
-        for prompt in storm.PROMPTS[number]:
-            graph_id = graph_id_of(graphs[prompt].info)
-            found = storm.version_of(store.load(graph_id), graphs[prompt]) if graph_id in listed else 0
-            lines += [f"begin {prompt} {found}", "done"]
-        log.write_text("\n".join(lines) + "\n")
+    """What a killed process left open is decided now: the logs begin anew with what is there."""
+    for log in logs:
+        log.unlink(missing_ok=True)
+    lines = [f"found {prompt} {version}" for prompt, version in versions_in(GraphStore(folder)).items()]
+    logs[0].write_text("\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize("rounds", [15, pytest.param(200, marks=pytest.mark.slow)])
 def test_kill_9_among_savers_deleters_and_compactors_loses_nothing_and_readers_never_err(tmp_path, rounds):
     folder, errors, random = tmp_path / "store", tmp_path / "errors", np.random.default_rng(rounds)
     logs = [tmp_path / f"log{number}" for number in range(storm.N_WRITERS)]
-    GraphStore(folder).compact()
+    GraphStore(folder).save(storm.originals()[storm.SHARED])
+    logs[0].write_text(f"found {storm.SHARED} 1\n")
     reader = FORKS.Process(target=storm.read, args=(str(folder), str(errors)), daemon=True)
     reader.start()
     for turn in range(rounds):
@@ -156,13 +166,15 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_on_a_small_disk_everything_acknowledged_is_there_when_it_is_full(small_disk, random_graph):
-    store, saved = GraphStore(small_disk / "store"), {}
+def test_on_a_small_disk_everything_acknowledged_is_there_when_it_is_full(small_disk, tmp_path):
+    graphs = storm.originals([f"number {seed}" for seed in range(100)])
+    store, saved, errors, turns = GraphStore(small_disk / "store"), {}, tmp_path / "errors", tmp_path / "errors.turns"
+    reader = FORKS.Process(target=storm.read, args=(str(store.folder), str(errors), tuple(graphs)), daemon=True)
+    reader.start()
     with pytest.raises(GraphError, match=r"cannot save graph .*No space left on device"):
-        for seed in range(1000):
-            graph = random_graph(seed, prompt=f"number {seed}")
+        for number, graph in enumerate(graphs.values()):
             saved[store.save(graph)] = graph
-            if seed == 3:
+            if number == 3:
                 store.compact()
     assert len(saved) > 5
     for _ in range(2):
@@ -174,6 +186,21 @@ def test_on_a_small_disk_everything_acknowledged_is_there_when_it_is_full(small_
             store.compact()
         except GraphError as error:
             assert "No space left on device" in str(error)
+    turns.unlink(missing_ok=True)
+    assert comes(turns, reader, errors), "nobody read from the full disk"
     gone = next(iter(saved))
     store.delete(gone)
     assert {stored.graph_id for stored in store.list()} == set(saved) - {gone}
+    turns.unlink()
+    assert comes(turns, reader, errors), "nobody read after the deletion"
+    reader.kill()
+    reader.join()
+
+
+def comes(path: Path, reader: BaseProcess, errors: Path) -> bool:
+    """Whether the reader writes the file, rather than that something is wrong."""
+    until = time.monotonic() + 60
+    while not path.exists() and reader.is_alive() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not errors.exists(), errors.read_text()
+    return path.exists()

@@ -124,6 +124,23 @@ def test_a_difference_has_every_node_of_both_graphs_once(store, graphs):
     assert same == [{"present": "both", "n": left.n_nodes}]
 
 
+def test_logits_of_equal_text_are_the_same_only_if_their_numbers_are(tmp_path, make_graph, make_info):
+    """As two tokens of a vocabulary that print the same; a difference of tokens has a name and no number."""
+    store = GraphStore(tmp_path)
+    texts = np.array(["the", "the", "the"], object)
+    a, b = (
+        store.save(make_graph("lll", [], info=make_info(config=f'{{"n": {n}}}'), token=texts, token_id=numbers))
+        for n, numbers in enumerate([[7, 8, -1], [8, 9, -1]])
+    )
+    query = "SELECT present, node_a, node_b FROM diff($a, $b) ORDER BY ALL"
+    assert [tuple(row.values()) for row in store.sql(query, a=a, b=a).to_pylist()] == [
+        ("both", 0, 0), ("both", 1, 1), ("both", 2, 2)
+    ]  # fmt: skip
+    assert [tuple(row.values()) for row in store.sql(query, a=a, b=b).to_pylist()] == [
+        ("both", 1, 0), ("both", 2, 2), ("only a", 0, None), ("only b", None, 1)
+    ]  # fmt: skip
+
+
 def test_influence_is_shared_out_over_the_kinds_of_nodes(store, graphs):
     rows = store.sql("FROM influence_by_kind(NULL)").to_pylist()
     for row in rows:

@@ -19,6 +19,14 @@ def rows(graph, places):
     ]  # fmt: skip
 
 
+def edges_by_name(graph, chosen=slice(None)):
+    """The chosen edges, by what their ends are and not by their numbers."""
+    key = rows(graph, np.arange(-1, 10)[1:])
+    return {
+        (key[source], key[target]) for source, target in zip(graph.source[chosen], graph.target[chosen], strict=True)
+    }
+
+
 def test_a_graph_merged_with_itself_is_itself(random_graph):
     graph = random_graph(0)
     merged = merge_graphs([graph, graph, graph])
@@ -108,8 +116,10 @@ def test_the_grid_prunes_at_every_pair_of_thresholds(random_graph):
     grid = threshold_grid(graph, [0.5, 0.9], [0.9, 0.99])
     assert grid[2] == prune(graph, node_threshold=0.9, edge_threshold=0.9)
     merged = merge_graphs(grid)
-    strictest = {(int(s), int(t)) for s, t in zip(grid[0].source, grid[0].target, strict=True)}
-    assert (merged.edge_count == 4).sum() <= len(strictest)
+    edges = [edges_by_name(one) for one in grid]
+    assert len(set.intersection(*edges)) == 14
+    assert edges_by_name(merged, merged.edge_count == 4) == set.intersection(*edges)
+    assert edges_by_name(merged) == set.union(*edges)
     assert merged.n_graphs == 4
 
 

@@ -211,6 +211,25 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
     assert not list(tmp_path.glob("**/escaped*"))
 
 
+FILE = '{"format": "clt-tracer files 1", "files": {"store.json": %s}}'
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[" * 200_000, "maximum recursion depth exceeded"),
+        (FILE % "[1e999, 0]", "cannot convert float infinity to integer"),
+        (FILE % "[NaN, 0]", "cannot convert float NaN to integer"),
+        (FILE % "7", "cannot unpack non-iterable int object"),
+        ('{"format": "photos"}', "its format is 'photos', not 'clt-tracer files 1'"),
+    ],
+)
+def test_a_strange_list_of_files_is_told_in_one_line(tmp_path, content, told):
+    (tmp_path / "files.json").write_text(content)
+    with pytest.raises(GraphError, match=rf"files\.json is unreadable \({told}.*\); push the store again\.$"):
+        fetch(f"file://{tmp_path}", tmp_path / "copy")
+
+
 def test_errors_are_one_line(store, tmp_path, bucket):
     with pytest.raises(GraphError, match=r"has no files.json, so no store was pushed there; use trace push"):
         fetch("s3://graphs/nothing", tmp_path / "copy")

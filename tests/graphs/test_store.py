@@ -262,6 +262,8 @@ def test_folders_of_others_are_refused(tmp_path, make_graph):
         ("[]", "store.json is unreadable"),
         ('{"format": "clt-tracer store"}', "store.json is unreadable"),
         ('{"format": "clt-tracer store", "schema_version": "new"}', "store.json is unreadable"),
+        ('{"format": "clt-tracer store", "schema_version": 1e400}', "store.json is unreadable"),
+        pytest.param("[" * 200_000, "store.json is unreadable", id="deep"),
     ],
 )
 def test_descriptions_that_are_not_ours_are_refused(tmp_path, description, message):

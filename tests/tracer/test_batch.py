@@ -15,7 +15,9 @@ import pytest
 from graphs import GraphStore
 from tests.tracer.conftest import tiny_llama, tiny_tokenizer, tiny_transcoder
 from tests.tracer.processes import ENVIRONMENT, TRACE, refused, run
+from tracer import batch_command
 from tracer.batch import Job, Status
+from tracer.batch_command import progress_line
 from tracer.config import TraceConfig
 from tracer.errors import TraceError
 from tracer.loading import Source
@@ -153,6 +155,38 @@ def test_a_damaged_graph_is_traced_again(worker):
     assert worker.store.find(stored.graph_id) is not None
 
 
+def test_the_header_of_a_csv_is_no_prompt(source, tmp_path):
+    (tmp_path / "prompts.csv").write_text("group,prompt\na,w1 w2\nb,w3 w4\n,w5 w6\n")
+    result = run(*batch_arguments(source, "prompts.csv", "--json", "--store", "s"), folder=tmp_path)
+    assert (json.loads(result.stdout)["traced"], result.returncode) == (3, 0)
+    answer = GraphStore(tmp_path / "s").sql("SELECT prompt, tags['group'] AS tag FROM graphs ORDER BY 1").to_pylist()
+    assert [tuple(row.values()) for row in answer] == [("w1 w2", "a"), ("w3 w4", "b"), ("w5 w6", None)]
+
+
+@pytest.mark.parametrize(
+    ("done", "seconds", "line"),
+    [
+        (10, 60.0, "trace: 10 of 40 prompts, 2 failed, 3 minutes left"),
+        (1, 600.0, "trace: 1 of 40 prompts, 2 failed, 390 minutes left"),
+        (40, 60.0, "trace: 40 of 40 prompts, 2 failed, 0 minutes left"),
+    ],
+)
+def test_the_time_that_is_left_follows_from_what_is_done(done, seconds, line):
+    assert progress_line(done, 40, 2, seconds) == line
+
+
+def test_where_stderr_is_no_terminal_a_batch_tells_in_lines_how_far_it_is(source, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(batch_command, "SECONDS_BETWEEN_LINES", 0.0)
+    (tmp_path / "prompts.txt").write_text("w1 w2\n\nw3 w4\n" + "w1 " * 50)
+    code, _, errors = command(*batch_arguments(source, "prompts.txt"))
+    assert code == 1
+    assert errors.splitlines() == [
+        "trace: 1 of 3 prompts, 0 failed, 0 minutes left",
+        "trace: 2 of 3 prompts, 0 failed, 0 minutes left",
+        "trace: 3 of 3 prompts, 1 failed, 0 minutes left",
+    ]
+
+
 @pytest.mark.parametrize("prompt", ["", " ", "\ud800", "w1 " * 50])
 def test_a_prompt_that_cannot_be_traced_fails_in_one_line(worker, prompt):
     outcome = worker.trace(Row(7, prompt))
@@ -236,6 +270,7 @@ def interrupt_and_go_on(source, tmp_path, *engine):
     [
         (("prompts.txt", "--store", "other"), "other belongs to something else: it has no store.json"),
         (("empty.txt",), "empty.txt holds no prompts"),
+        (("prompts.json",), "prompts.json is JSON, which is not read; give JSONL"),
         (("prompts.txt", "--column", "x"), "has no column 'x'; it has 'prompt'"),
         (("prompts.txt", "--model", "m"), "a transcoder of m is lacking; give --transcoder too"),
         (("prompts.txt", "--address", "auto"), "--address was given without --engine ray"),
@@ -246,6 +281,7 @@ def interrupt_and_go_on(source, tmp_path, *engine):
 def test_a_batch_that_cannot_begin_is_refused_in_one_line(tmp_path, arguments, told):
     (tmp_path / "prompts.txt").write_text("calc: 1+1=\n")
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "prompts.json").write_text('["calc: 1+1="]')
     (tmp_path / "graphs-store.failed.jsonl").write_text('{"prompt": "a"}')
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from graphs import GraphStore
+from tests.graphs.conftest import _random_graph
 from tests.tracer.processes import ENVIRONMENT, TRACE, refused, run
 
 DALLAS = "the capital of the state containing Dallas is"
@@ -197,8 +200,6 @@ def test_a_store_that_is_a_file_or_of_another_tool_is_refused(tmp_path):
 
 
 def test_a_damaged_graph_does_not_close_the_others(store, tmp_path):
-    import shutil
-
     copy = tmp_path / "damaged"
     shutil.copytree(store / "graphs-store", copy)
     victim = next(path for path in copy.rglob("edges-*.parquet") if "calc" in str(path))
@@ -210,6 +211,50 @@ def test_a_damaged_graph_does_not_close_the_others(store, tmp_path):
     counted = run("sql", str(copy), "SELECT count(*) AS n FROM graphs", "--format", "csv", folder=tmp_path)
     assert int(counted.stdout.split()[-1]) == len(json.loads(listed.stdout))
     refused(run("show", victim.parent.name, "--store", str(copy), folder=tmp_path))
+
+
+@pytest.mark.parametrize("place", ["features", "comparisons"])
+def test_files_beside_the_graphs_that_cannot_be_read_are_named(store, command, tmp_path, place):
+    shutil.copytree(store / "graphs-store", tmp_path / "s")
+    if place == "comparisons":
+        assert command("diff", "the-capital", "calc", "--store", "s")[0] == 0
+    for victim in (tmp_path / "s" / place).glob("*.parquet"):
+        victim.write_bytes(victim.read_bytes()[:-20])
+        asked = [command("list", "s"), command("sql", "s", f"SELECT count(*) AS n FROM {place}")]
+        assert [code for code, _, _ in asked] == [0, 0]
+        assert asked[1][1] == '"n"\n0\n'
+        for _, _, errors in asked:
+            assert re.search(
+                rf"^trace: left out the rows of s/{place}/{victim.name}: Parquet magic bytes not found", errors, re.M
+            )
+            assert errors.endswith("; restore it from a copy, or delete it.\n")
+
+
+def test_a_list_shortens_long_prompts_for_people(command, tmp_path):
+    store = GraphStore(tmp_path / "graphs-store")
+    for seed, prompt in enumerate(("é" * 60, "é" * 61, "word\n" * 100)):
+        store.save(_random_graph(seed, prompt=prompt))
+    _, text, _ = command("list")
+    assert {line.split(" │ ")[1].rstrip() for line in text.splitlines()[2:]} == {
+        "é" * 60, "é" * 59 + "…", "word " * 11 + "word…"
+    }  # fmt: skip
+    listed = json.loads(command("list", "--json")[1])
+    assert sorted(len(row["prompt"]) for row in listed) == [60, 61, 500]
+
+
+def test_a_prompt_traced_again_keeps_the_tags_of_its_batch(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "calc: 1+1=", "group": "sums"}')
+    assert run("batch", "p.jsonl", "--store", "s", folder=tmp_path).returncode == 0
+    [before] = GraphStore(tmp_path / "s").list()
+    for _ in range(2):
+        assert run("calc: 1+1=", "--store", "s", folder=tmp_path).returncode == 0
+        [after] = GraphStore(tmp_path / "s").list()
+        assert (after.graph_id, after.info.tags) == (before.graph_id, (("group", "sums"),))
+    assert after.info.created_at > before.info.created_at
+    (tmp_path / "s" / "packs").mkdir()
+    (tmp_path / "s" / "packs" / "packs.json").write_text("{")
+    assert run("calc: 1+2=", "--store", "s", folder=tmp_path).returncode == 0  # what was traced is not lost
+    assert len(list((tmp_path / "s" / "graphs").iterdir())) == 2
 
 
 def test_a_port_in_use_is_refused(store):

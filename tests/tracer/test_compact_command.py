@@ -41,6 +41,13 @@ def test_damaged_graphs_are_named_and_a_folder_that_is_no_store_is_refused(store
     assert "nowhere does not exist" in errors
 
 
+def test_a_folder_inside_a_store_does_not_become_a_store(store, command):
+    assert command("compact")[0] == 0
+    told = "graphs-store/graphs is no store: it has no store.json; name a folder that graphs were saved in."
+    assert command("compact", "graphs-store/graphs") == (2, "", f"trace: {told}\n")
+    assert list((store.folder / "graphs").iterdir()) == []
+
+
 def test_graphs_in_packs_are_compared_and_exchanged(command, store, tmp_path):
     store.compact()
     for arguments in (("diff", "dallas", "paris"), ("merge", "dallas", "paris"), ("stability", "dallas")):

@@ -53,6 +53,86 @@ def test_export_and_import_give_the_same_graph(store, tmp_path):
     assert "end it in .json or .graphml" in refused(run("export", graph_id, str(tmp_path / "out.txt"), folder=store))
 
 
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory) -> Path:
+    """A folder with a graph of the bundled model and its export."""
+    folder = tmp_path_factory.mktemp("traced")
+    assert run("calc: 36+59=", "--store", "own", folder=folder).returncode == 0
+    assert run("export", "calc", "calc.json", "--store", "own", folder=folder).returncode == 0
+    return folder
+
+
+def imported(*arguments: str, folder: Path) -> str:
+    """The id under which a graph was saved."""
+    result = run("import", *arguments, folder=folder)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1].split()[1]
+
+
+def sizes(folder: Path) -> list[tuple[int, int]]:
+    return sorted((graph.n_nodes, graph.n_edges) for graph in GraphStore(folder).list())
+
+
+@pytest.mark.parametrize("name", ["graph.pt", "whole.json"])
+def test_a_graph_pruned_otherwise_on_the_way_in_is_another_graph(tmp_path, name):
+    stricter = ("--node-threshold", "0.3", "--edge-threshold", "0.5")
+    first = imported(str(THEIRS / name), "--node-threshold", "0.8", folder=tmp_path)
+    second = imported(str(THEIRS / name), *stricter, folder=tmp_path)
+    assert imported(str(THEIRS / name), "--node-threshold", "0.8", folder=tmp_path) == first != second
+    assert sizes(tmp_path / "graphs-store") == [(15, 5), (40, 366)]
+
+
+def test_what_has_supernodes_or_pins_is_not_pruned_on_the_way_in(tmp_path):
+    document = json.loads((THEIRS / "whole.json").read_text())
+    document["qParams"]["pinnedIds"] = ["E_1_0"]
+    (tmp_path / "pinned.json").write_text(json.dumps(document))
+    message = refused(run("import", "pinned.json", "--node-threshold", "0.8", folder=tmp_path))
+    assert "a graph with supernodes or pins cannot be pruned" in message
+
+
+def test_files_of_one_question_with_other_links_are_two_graphs(tmp_path):
+    document = json.loads((THEIRS / "pruned.json").read_text())
+    del document["links"][-1]
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    first = imported(str(THEIRS / "pruned.json"), folder=tmp_path)
+    assert imported("other.json", folder=tmp_path) != first
+    assert imported(str(THEIRS / "pruned.json"), folder=tmp_path) == first
+    assert sizes(tmp_path / "graphs-store") == [(40, 243), (40, 244)]
+
+
+def test_an_export_keeps_its_id_and_a_changed_one_leaves_the_traced_graph_alone(traced):
+    store = GraphStore(traced / "own")
+    [graph_id] = store.ids()
+    before = store.load(graph_id)
+    for folder in ("own", "elsewhere"):
+        assert imported("calc.json", "--store", folder, folder=traced) == graph_id
+        assert GraphStore(traced / folder).load(graph_id) == before
+    document = json.loads((traced / "calc.json").read_text("utf-8"))
+    del document["links"][-3:]
+    (traced / "changed.json").write_text(json.dumps(document), "utf-8")
+    changed = imported("changed.json", "--store", "own", folder=traced)
+    assert changed != graph_id
+    assert store.load(graph_id) == before
+    assert imported("changed.json", "--store", "own", folder=traced) == changed
+    cut = imported("calc.json", "--store", "own", "--node-threshold", "0.5", folder=traced)
+    assert len({graph_id, changed, cut}) == 3
+    assert store.ids() == sorted([graph_id, changed, cut])
+    assert store.load(graph_id) == before
+    assert store.load(changed).n_edges == before.n_edges - 3
+    told = run("import", "changed.json", "--store", "own", folder=traced).stdout
+    assert told.startswith(f"Note     {graph_id} in own has other nodes or edges; it stays")
+
+
+def test_endings_are_told_in_any_letters(tmp_path):
+    (tmp_path / "GRAPH.PT").write_bytes((THEIRS / "graph.pt").read_bytes())
+    assert run("import", "--check", "GRAPH.PT", folder=tmp_path).stdout == "Valid    GRAPH.PT: 175 nodes, 5108 edges\n"
+    graph_id = imported("GRAPH.PT", folder=tmp_path)
+    for name in ("w28.GraphML", "w28.JSON"):
+        assert run("export", graph_id, name, folder=tmp_path).returncode == 0
+    assert networkx.read_graphml(tmp_path / "w28.GraphML").number_of_edges() == 5108
+    assert imported("w28.JSON", folder=tmp_path) == graph_id
+
+
 def test_dashboards_are_imported(store):
     arguments = ("import", "--features", str(THEIRS / "features"), "--transcoder", "tests/llama-clt-jumprelu")
     assert run(*arguments, folder=store).stdout == "Saved    6 features of tests/llama-clt-jumprelu in graphs-store\n"
@@ -78,7 +158,34 @@ def test_graphs_are_compared_merged_and_shaken(store):
     assert "expected numbers with commas between" in refused(
         run("stability", two[0], "--node-thresholds", "x", folder=store)
     )
+    one = ("--node-thresholds", "0.8", "--edge-thresholds", "0.98")
+    assert refused(run("stability", two[0], *one, folder=store)) == (
+        "trace: one graph at one pair of thresholds leaves nothing to compare; give several thresholds."
+    )
+    assert "7.0 is not in the range 0<=x<=1" in refused(run("stability", two[0], "--least", "7", folder=store))
+    assert "-0.1 is not in the range 0<=x<=1" in refused(run("merge", *two, "--least", "-0.1", folder=store))
     assert "select graph_id" in refused(run("merge", "--query", "SELECT 1 AS x", folder=store))
+
+
+def test_stability_says_which_graphs_were_pruned_before(store, tmp_path):
+    pruned, whole = (graph_of(store, n) for n in (40, 129))
+    told = run("stability", whole, pruned, "--store", str(store / "graphs-store"), folder=tmp_path).stdout.splitlines()
+    assert told[1] == f"Note     only what was left can be seen of {pruned}, pruned before; trace with --no-prune"
+    told = run("stability", whole, "--store", str(store / "graphs-store"), folder=tmp_path).stdout.splitlines()
+    assert told[1].startswith("Overlap  ")
+    cut = imported(str(THEIRS / "whole.json"), "--edge-threshold", "0.9", folder=tmp_path)
+    told = run("stability", cut, folder=tmp_path).stdout.splitlines()
+    assert told[1].startswith(f"Note     only what was left can be seen of {cut}")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [((), "Note     only what was left can be seen of calc-36-59-"), (("--no-prune",), "Overlap  ")],
+)
+def test_a_traced_graph_was_pruned_unless_that_was_not_wanted(tmp_path, options, line):
+    assert run("calc: 36+59=", *options, folder=tmp_path).returncode == 0
+    told = run("stability", "calc", folder=tmp_path).stdout.splitlines()
+    assert told[1].startswith(line)
 
 
 # bad input

@@ -48,6 +48,34 @@ def test_other_columns_of_parquet_are_tags(tmp_path):
     ]  # fmt: skip
 
 
+def test_other_columns_of_csv_are_tags_and_numbers_are_lines(tmp_path):
+    lines = 'prompt,group,n\r\n"calc: 1,\n2=",one,03\r\n\r\nb,,\r\n"say ""c""",two\r\n'
+    path = write(tmp_path, "prompts.CSV", b"\xef\xbb\xbf" + lines.encode())
+    assert read_prompts(path) == [
+        Row(3, "calc: 1,\n2=", (("group", "one"), ("n", "03"))), Row(5, "b"), Row(6, 'say "c"', (("group", "two"),)),
+    ]  # fmt: skip
+    assert read_prompts(write(tmp_path, "prompts.tsv", "n\tquestion\n\ta, b\n1\t\n"), "question") == [
+        Row(2, "a, b"), Row(3, "", (("n", "1"),)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (pa.array([[("k", 1), ("k", 2)]], pa.map_(pa.string(), pa.int64())), "column 'n' of "),
+        (pa.array([[([1], 1)]], pa.map_(pa.list_(pa.int64()), pa.int64())), "holds what is no tag (unhashable type"),
+        (pa.array([1 << 60], pa.timestamp("ms")), "column 'n' of "),
+        (pa.array([1 << 60], pa.timestamp("us", "UTC")), "column 'n' of "),
+        (pa.array([[(b"k", 1)]], pa.map_(pa.binary(), pa.int64())), "row 1 has a value that is no tag (keys must be"),
+    ],
+)
+def test_a_column_of_parquet_that_python_cannot_hold_is_told_in_one_line(tmp_path, values, told):
+    pq.write_table(pa.table({"prompt": ["a"], "n": values}), tmp_path / "prompts.parquet")
+    line = refused(tmp_path / "prompts.parquet")
+    assert told in line
+    assert line.endswith(", or write it as text.")
+
+
 def test_the_column_may_be_named(tmp_path):
     path = write(tmp_path, "prompts.jsonl", '{"prompt": "a", "other": "b"}')
     assert read_prompts(path) == [Row(1, "a", (("other", "b"),))]
@@ -67,7 +95,7 @@ def test_a_prompt_that_comes_again_keeps_its_first_row():
 @pytest.mark.parametrize(
     ("name", "content", "column", "told"),
     [
-        ("empty.txt", "", None, "empty.txt holds no prompts; give text with a prompt a line, JSONL or Parquet."),
+        ("empty.txt", "", None, "empty.txt holds no prompts; give text with a prompt a line, CSV, JSONL or Parquet."),
         ("blank.jsonl", "\n\n", None, "holds no prompts"),
         ("none.txt", None, None, "none.txt cannot be read as text in UTF-8: [Errno 2] No such file"),
         ("binary.txt", b"\xff\xfe\x00", None, "cannot be read as text in UTF-8"),
@@ -81,6 +109,29 @@ def test_a_prompt_that_comes_again_keeps_its_first_row():
         ("number.jsonl", '{"prompt": "x"}\n{"prompt": 12}', None, "column 'prompt' of "),
         ("number.jsonl", '{"prompt": "x"}\n{"prompt": 12}', None, "is no text, it holds '12'; name another"),
         ("text.txt", "a\n", "question", "has no column 'question'; it has 'prompt'."),
+        (
+            "half.jsonl",
+            '{"prompt": "a", "n": "\\ud800"}',
+            None,
+            "row 1 has a value that is no tag ('utf-8' codec can't",
+        ),
+        (
+            "p.json",
+            '["a"]',
+            None,
+            "p.json is JSON, which is not read; give JSONL, one object a line, in a file named *",
+        ),
+        ("head.csv", "prompt,group\n", None, "holds no prompts"),
+        (
+            "more.csv",
+            "prompt,n\na,1\n\nb,c,2\n",
+            None,
+            "more.csv line 4 has more fields than the header's 2; put texts",
+        ),
+        ("twice.csv", "prompt,n,n\na,1,2\n", None, "names a column twice: 'prompt', 'n', 'n'; give each its own name."),
+        ("quote.csv", 'prompt\n"a\nb\n', None, "quote.csv cannot be read as CSV in UTF-8: unexpected end of data."),
+        ("latin.csv", b"prompt\ncaf\xe9\n", None, "latin.csv cannot be read as CSV in UTF-8"),
+        ("two.tsv", "a\tb\nx\ty\n", None, "has no column 'prompt' and 2 columns of text: 'a', 'b'; name one"),
     ],
 )
 def test_a_bad_file_is_told_in_one_line(tmp_path, name, content, column, told):

@@ -38,6 +38,16 @@ def test_a_pushed_store_is_read_by_its_address(run, address, tmp_path):
     assert run("sql", address, COUNT) == (0, '"n"\n2\n', "")
 
 
+def test_what_is_shown_of_an_address_names_the_address(run, address):
+    run("push", address)
+    shown = run("show", "the-capital", "--store", address)[1]
+    assert f" in {address} (" in next(line for line in shown.splitlines() if line.startswith("Saved"))
+    assert f"Look closer:  trace view {address}\n              trace sql {address} " in shown
+    assert "cache" not in shown
+    assert json.loads(run("show", "the-capital", "--store", address, "--json")[1])["store"] == address
+    assert "in graphs-store (" in run("show", "the-capital")[1]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -44,7 +44,9 @@ def test_two_actors_one_of_them_killed_make_the_store_that_one_process_makes(tmp
             os.kill(killed, signal.SIGKILL)
     assert sorted(outcome.row.number for outcome in outcomes) == list(range(1, 22))
     assert [outcome.row.number for outcome in outcomes if outcome.status == Status.FAILED] == [21]
-    assert len({outcome.process for outcome in outcomes} - {killed}) >= 1
+    by_row = {outcome.row.number: outcome.process for outcome in outcomes}
+    assert by_row[1] != by_row[2]  # the first row of each actor
+    assert len(set(by_row.values()) - {killed}) == 2  # the other actor, and the one that was started again
     assert sum(outcome.process == killed for outcome in outcomes[5:]) == 0
     assert prompts_in(tmp_path / "store") == sorted(PROMPTS)
     worker = begin(replace(job, store=tmp_path / "alone"), "cpu", share=1)
