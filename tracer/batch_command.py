@@ -44,13 +44,14 @@ SECONDS_BETWEEN_LINES = 60.0
 @trace_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def batch(
-    file: Path, model: str | None, transcoder: str | None, device: str, dtype: str, store: Path, column: str | None,
-    limit: int | None, workers: int, engine: str, address: str | None, no_prune: bool, as_json: bool, **settings: Any,
+    file: Path, model: str | None, transcoder: str | None, tokenizer: str | None, device: str, dtype: str, store: Path,
+    column: str | None, limit: int | None, workers: int, engine: str, address: str | None, no_prune: bool,
+    as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Trace every prompt of FILE and save the graphs in one store.
 
-    FILE is text with a prompt a line, JSONL (.jsonl) or Parquet (.parquet). Its other columns are kept as tags of the
-    graphs: in SQL, tags['NAME'].
+    FILE is text with a prompt a line, CSV with a header (.csv, or .tsv with tabs), JSONL (.jsonl) or Parquet
+    (.parquet). Its other columns are kept as tags of the graphs: in SQL, tags['NAME'].
 
     A prompt whose graph with the same settings is in the store is not traced again: after an interruption, run the
     same command again. A prompt that comes several times is traced once, with the tags of its first row.
@@ -72,7 +73,7 @@ def batch(
     from tracer.loading import Source
     from tracer.prompts import distinct, read_prompts
 
-    source = Source(model, transcoder, device, dtype)
+    source = Source(model, transcoder, device, dtype, tokenizer)
     config = TraceConfig(prune=not no_prune, **settings)
     if address is not None and engine != "ray":
         raise TraceError("--address was given without --engine ray; give both, or neither.")
@@ -175,11 +176,16 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
             bar.update(task, advance=1, failed=failed)
             now = time.monotonic()
             if not console.is_terminal and now - told >= SECONDS_BETWEEN_LINES:
-                told, done = now, int(bar.tasks[0].completed)
-                left = (now - start) / done * (total - done) / 60
-                click.echo(f"trace: {done} of {total} prompts, {failed} failed, {left:.0f} minutes left", err=True)
+                told = now
+                click.echo(progress_line(int(bar.tasks[0].completed), total, failed, now - start), err=True)
 
         yield advance
+
+
+def progress_line(done: int, total: int, failed: int, seconds: float) -> str:
+    """How far the batch is after so many seconds, and when it will end if it goes on like this."""
+    left = seconds / done * (total - done) / 60
+    return f"trace: {done} of {total} prompts, {failed} failed, {left:.0f} minutes left"
 
 
 def _text(summary: dict[str, Any]) -> str:

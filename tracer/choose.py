@@ -66,6 +66,11 @@ def one_token(replacement: ReplacementModel, text: str) -> int:
         raise TraceError(
             f"target {text!r} is {len(ids)} tokens ({pieces}); name a text that is one token of this model."
         )
+    if ids[0] == replacement.tokenizer.unk_token_id and text != replacement.tokenizer.unk_token:
+        raise TraceError(
+            f"target {text!r} is no token of this model, which reads it as {replacement.token_text(ids[0])!r}; name a "
+            "text that is one of its tokens."
+        )
     return ids[0]
 
 

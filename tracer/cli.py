@@ -82,8 +82,8 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--open", "open_viewer", is_flag=True, help="Show the graph in the viewer afterwards.")
 def trace_prompt(
-    text: str, model: str | None, transcoder: str | None, device: str, dtype: str, store: Path, no_prune: bool,
-    as_json: bool, open_viewer: bool, **settings: Any,
+    text: str, model: str | None, transcoder: str | None, tokenizer: str | None, device: str, dtype: str, store: Path,
+    no_prune: bool, as_json: bool, open_viewer: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Trace PROMPT, print the circuit behind the answer, and save the graph.
 
@@ -99,7 +99,7 @@ def trace_prompt(
     from graphs import GraphStore
     from tracer.loading import Source
 
-    source = Source(model, transcoder, device, dtype)
+    source = Source(model, transcoder, device, dtype, tokenizer)
 
     folder = GraphStore(store)  # fails now rather than after the work
 

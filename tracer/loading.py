@@ -26,6 +26,8 @@ class Source:
     """auto, cpu, cuda or mps; a number may follow, as in cuda:1."""
     dtype: str = "float32"
     """Of the weights."""
+    tokenizer: str | None = None
+    """Tokenizer directory or NAME[@REVISION]; None is the model's own."""
 
     def __post_init__(self) -> None:
         if self.model is not None and self.transcoder is None:
@@ -66,7 +68,9 @@ def load(source: Source) -> Loaded:
     place, dtype = resolve_device(source.device), getattr(torch, source.dtype)
     model, transcoder = source.model or lab.folder() / "model", source.transcoder or lab.folder() / "transcoder"
     bundled = lab.NAME if source.transcoder is None else None
-    replacement = ReplacementModel.load(model, transcoder, device=place, dtype=dtype, name=bundled)
+    replacement = ReplacementModel.load(
+        model, transcoder, tokenizer=source.tokenizer, device=place, dtype=dtype, name=bundled
+    )
     if source.model is not None:
         return Loaded(replacement, None, {}, None)
     origin = replace(replacement.origin, model=lab.NAME)
@@ -107,8 +111,12 @@ def resolve_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name.split(":")[0] not in ("cpu", "cuda", "mps"):
         raise TraceError(f"device {name!r} is unknown; expected auto, cpu, cuda or mps.")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TraceError("device cuda was asked for, but torch sees no CUDA device; use --device cpu or auto.")
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    kind = name.split(":")[0]
+    if kind in there and not there[kind]():
+        raise TraceError(
+            f"device {kind} was asked for, but torch sees no {kind.upper()} device; use --device cpu or auto."
+        )
     return name
 
 

@@ -13,14 +13,21 @@ TRACE_LESS = (
 )
 
 
+LOAD_LESS = "load the weights in half precision (--dtype bfloat16), or a smaller model or transcoder"
+
+
 @contextmanager
 def explaining_lack_of_memory(advice: str = TRACE_LESS) -> Iterator[None]:
     """Turn a failed allocation, on a GPU or not, into a TraceError that says what takes less."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # On a CPU torch raises a plain RuntimeError, known by its text only.
-        lacking = "not enough memory" in str(error) or "can't allocate" in str(error)
-        if not lacking and not isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if not is_lack_of_memory(error):
             raise
         raise TraceError(f"memory ran out; {advice}.") from error
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed; on a CPU torch raises a plain RuntimeError, known by its text only."""
+    texts = ("not enough memory", "can't allocate", "Cannot allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

@@ -39,7 +39,10 @@ class StoreFolder(click.Path):
             self.fail(f"{value} is no folder; trace into a folder, and then: trace push FOLDER {value}", param, ctx)
         from tracer.remote import fetched
 
-        return fetched(value)
+        copy = fetched(value)
+        if ctx is not None:
+            ctx.meta[_address_key(copy)] = value
+        return copy
 
 
 def store_argument(command: _Command) -> _Command:
@@ -65,10 +68,25 @@ def existing_store(folder: Path) -> "GraphStore":
     return store
 
 
+def place(store: "GraphStore") -> str:
+    """The store's folder, or the address from which this command fetched it: what another command would be given."""
+    context = click.get_current_context(silent=True)
+    folder = str(store.folder)
+    return folder if context is None else context.meta.get(_address_key(store.folder), folder)
+
+
 def warn_of_damage(store: "GraphStore") -> None:
-    """Name on stderr the graphs that are left out."""
+    """Name on stderr what is left out: graphs, and files beside them."""
     for graph in store.damaged():
         click.echo(f"trace: left out {graph.graph_id}: {graph.reason}; delete it with trace rm.", err=True)
+    for file in store.damaged_files():
+        click.echo(
+            f"trace: left out the rows of {file.path}: {file.reason}; restore it from a copy, or delete it.", err=True
+        )
+
+
+def _address_key(copy: Path) -> str:
+    return f"{__name__}.address of {copy}"
 
 
 def _with(command: _Command, options: tuple[Callable[[_Command], _Command], ...]) -> _Command:
@@ -80,6 +98,7 @@ def _with(command: _Command, options: tuple[Callable[[_Command], _Command], ...]
 _MODEL = (
     click.option("--model", help="Hugging Face model directory or NAME[@REVISION].  [default: the bundled lab model]"),
     click.option("--transcoder", help="Transcoder for that model: a folder in any known layout, or a Hub id."),
+    click.option("--tokenizer", help="Tokenizer directory or NAME[@REVISION].  [default: the model's]"),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
     click.option(
         "--dtype",

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from tracer.errors import TraceError
 from tracer.local import LocalReplacementModel, Origin, Prompt, localize
+from tracer.memory import LOAD_LESS, explaining_lack_of_memory, is_lack_of_memory
 from transcoders import CrossLayerTranscoder, load_on_demand
 from transcoders.activations import read_site
 from transcoders.checkpoint import revision
 from transcoders.families import Anatomy, dissect
 from transcoders.hub import locate
 
+SAMPLES = 256
+"""Numbers of each tensor by which weights are told apart."""
 WORD = re.compile(r"\w+|[^\w\s]+")
 
 
@@ -33,24 +38,27 @@ class ReplacementModel:
     origin: Origin
 
     @classmethod
+    @explaining_lack_of_memory(LOAD_LESS)
     def load(
         cls,
         model: str | Path,
         transcoder: str | Path,
         *,
+        tokenizer: str | Path | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         name: str | None = None,
     ) -> "ReplacementModel":
-        """Load a model (directory or name[@revision]) and a transcoder in any layout, and check that they fit."""
-        network, tokenizer = load_model(model, dtype)
+        """Load a model and a tokenizer, by default the model's (directories or name[@revision]), and a transcoder in
+        any layout, and check that they fit."""
+        network, words = load_model(model, dtype, tokenizer)
         folder = locate(transcoder)
         loaded = load_on_demand(folder, device=device, dtype=dtype)
         origin = Origin(
             name or str(model), _model_revision(network, Path(model)),
             f"{name}-clt" if name else str(transcoder), revision(folder),
         )  # fmt: skip
-        return cls.of(network.to(device).eval(), tokenizer, loaded, origin)
+        return cls.of(network.to(device), words, loaded, origin)
 
     @classmethod
     def of(
@@ -58,9 +66,12 @@ class ReplacementModel:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         transcoder: CrossLayerTranscoder,
-        origin: Origin = Origin(),  # noqa: B008 (a frozen value)
+        origin: Origin | None = None,
     ) -> "ReplacementModel":
-        """Put loaded parts together, and check that they fit."""
+        """Put loaded parts together, and check that they fit; without `origin` they are told apart by their weights.
+
+        The model is put into evaluation mode, and made to show its attention patterns.
+        """
         anatomy = dissect(model)
         config = transcoder.config
         for what, ours, theirs in (
@@ -72,9 +83,10 @@ class ReplacementModel:
                 )
         for layer in anatomy.layers:
             read_site(layer, config.reads)  # or it says why the hook cannot be read
+        model.eval()  # dropout would draw another graph each time
         if model.config._attn_implementation != "eager":
-            raise TraceError('the model hides its attention patterns; load it with attn_implementation="eager".')
-        return cls(model, tokenizer, transcoder, anatomy, origin)
+            model.set_attn_implementation("eager")
+        return cls(model, tokenizer, transcoder, anatomy, origin or _origin_of(model, transcoder))
 
     def tokenize(self, text: str) -> Prompt:
         """Split a prompt into tokens; a beginning-of-sequence token is put first where the tokenizer did not."""
@@ -86,16 +98,31 @@ class ReplacementModel:
             raise TraceError(
                 f"the prompt is no valid Unicode text ({error.reason}); replace lone surrogates."
             ) from error
-        encoding = self.tokenizer(text, return_offsets_mapping=True)
+        if not self.tokenizer.is_fast:
+            raise TraceError("the tokenizer does not say where in the text its tokens are; load its fast version.")
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
-        special = set(self.tokenizer.all_special_ids)
-        first = self.tokenizer.bos_token_id
-        if ids[0] not in special and first is not None:
+        unknown = self.tokenizer.unk_token_id
+        special = {number for number in self.tokenizer.all_special_ids if number != unknown}
+        first = _first_token(self.tokenizer)
+        if first is not None and (not ids or ids[0] not in special):
             ids, offsets = [first, *ids], [(0, 0), *offsets]
+        self._check_ids(text, ids)
+        offsets = [(0, 0) if i in special else place for i, place in zip(ids, offsets, strict=True)]
+        return Prompt(text, tuple(ids), tuple(self.token_text(i) for i in ids), _words(text, offsets))
+
+    def _check_ids(self, text: str, ids: list[int]) -> None:
+        if not ids:
+            raise TraceError(f"the prompt {text[:40]!r} has no tokens; give text that the tokenizer knows.")
         longest = getattr(self.model.config, "max_position_embeddings", None)
         if longest is not None and len(ids) > longest:
             raise TraceError(f"the prompt has {len(ids)} tokens, the model reads at most {longest}; shorten it.")
-        return Prompt(text, tuple(ids), tuple(self.token_text(i) for i in ids), _words(text, offsets))
+        n_known = self.model.config.vocab_size
+        if max(ids) >= n_known:
+            raise TraceError(
+                f"the tokenizer gives {self.token_text(max(ids))!r} number {max(ids)}, and the model knows {n_known} "
+                "tokens; use the tokenizer of this model."
+            )
 
     def token_text(self, token_id: int) -> str:
         """A token as text."""
@@ -106,21 +133,49 @@ class ReplacementModel:
         return localize(self.model, self.anatomy, self.transcoder, prompt, self.origin)
 
 
-def load_model(model: str | Path, dtype: torch.dtype) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A language model and its tokenizer from a directory or name[@revision], with attention patterns to be seen."""
+def load_model(
+    model: str | Path, dtype: torch.dtype, tokenizer: str | Path | None = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A language model with attention patterns to be seen, and a tokenizer, by default the model's, each from a
+    directory or name[@revision]."""
     if Path(model).exists() and not (Path(model) / "config.json").is_file():
         raise TraceError(f"{model} is not a Hugging Face model directory: it has no config.json.")
-    try:
-        place, pinned = _pinned(model)
-        network: Any = AutoModelForCausalLM.from_pretrained(
-            place, revision=pinned, dtype=dtype, attn_implementation="eager"
+    place, pinned = _pinned(model)
+    with _told("model", model):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place, revision=pinned, dtype=dtype, attn_implementation="eager", output_loading_info=True
         )
-        return network, AutoTokenizer.from_pretrained(place, revision=pinned)
-    except (OSError, SafetensorError) as error:
-        first = str(error).splitlines()[0]
+    network, found = loaded
+    lacking = sorted(found["missing_keys"])
+    if lacking:  # they would be random numbers
         raise TraceError(
-            f"the model {model} cannot be loaded ({first}); give a local directory or a Hub id."
+            f"the model {model} lacks the weights {', '.join(lacking[:4])}{' …' if len(lacking) > 4 else ''}; copy or "
+            "download it again."
+        )
+    place, pinned = _pinned(tokenizer or model)
+    with _told("tokenizer", tokenizer or model):
+        return network, AutoTokenizer.from_pretrained(place, revision=pinned)
+
+
+@contextmanager
+def _told(what: str, place: str | Path) -> Iterator[None]:
+    """Tell in one line why something cannot be loaded."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if is_lack_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise TraceError(
+            f"the {what} {place} cannot be loaded ({reason}); give a local directory or a Hub id."
         ) from error
+
+
+def _first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """What is put before a prompt: models that have no beginning-of-sequence token are traced after padding or an
+    end, as circuit-tracer does, because the first position has no features."""
+    known = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((number for number in known if isinstance(number, int)), None)
 
 
 def _pinned(model: str | Path) -> tuple[str, str]:
@@ -149,10 +204,28 @@ def _model_revision(model: PreTrainedModel, folder: Path) -> str:
     config = model.config.to_dict()
     config.pop("_name_or_path", None)  # the same model in another folder is the same model
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         with path.open("rb") as file:
             # The header holds every tensor's name, shape and place; sampled bytes tell weights of one shape apart.
             digest.update(file.read(1 << 16))
             file.seek(-min(1 << 16, path.stat().st_size), 2)
             digest.update(file.read())
+    return digest.hexdigest()[:10]
+
+
+def _origin_of(model: PreTrainedModel, transcoder: CrossLayerTranscoder) -> Origin:
+    """Names and digests of what came as objects: graphs of other weights must not replace each other."""
+    return Origin(
+        model.config._name_or_path or model.config.model_type, _fingerprint(model),
+        transcoder.config.model_name or "transcoder", _fingerprint(transcoder),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _fingerprint(module: torch.nn.Module) -> str:
+    """Ten hexadecimal digits of the names, shapes and some numbers of all weights."""
+    digest = hashlib.sha256()
+    for name, weights in sorted({**dict(module.named_parameters()), **dict(module.named_buffers())}.items()):
+        some = weights.flatten()[:: max(1, weights.numel() // SAMPLES)].float().cpu()
+        digest.update(f"{name} {tuple(weights.shape)}".encode() + some.numpy().tobytes())
     return digest.hexdigest()[:10]

@@ -104,14 +104,14 @@ def attribution_rows(
     skipped, worst, done = 0.0, 0.0, 0
     for layer in reversed(range(local.n_layers)):
         here = (features.layer == layer).nonzero()[:, 0]
-        influence = found.influence[sources.number[here]]
+        influence = found.influence_of(sources.number[here])
         # What a layer does not use of its share of the limit is left to those below.
         limit = len(here) if left is None else -(-left // (layer + 1))
         chosen = _most_influential(influence, coverage, limit)
         total, missed = float(influence.sum()), float(influence[~chosen].sum())
         skipped += missed
         worst = max(worst, missed / total if total else 0.0)
-        rows = here[chosen]
+        rows = here[chosen.to(here.device)]
         left = None if left is None else left - len(rows)
         for part in _feature_batches(rows, features.position, local.error.shape[-1], batch_size):
             effect, bias = feature_effects(local, sources, layer, part)
@@ -119,7 +119,7 @@ def attribution_rows(
                 row = part[run]
                 found.add(
                     (layer, 0, int(row[0]), 0, 0), row, layer, position, effect[run], bias[run],
-                    features.pre_activation[row], found.influence[sources.number[row]],
+                    features.pre_activation[row], found.influence_of(sources.number[row]),
                 )  # fmt: skip
             done += len(part)
             on_progress(done, sources.n_active)
@@ -172,8 +172,11 @@ class _Found:
         self._row_share = row_share
         self._parts: list[_Part] = []
         self._effects, self._entries = _Blocks(), _Blocks()
-        self._conservation_error = torch.zeros((), dtype=torch.float64, device=sources.column.device)
-        self.influence = torch.zeros(sources.n_sources, dtype=torch.float64, device=sources.column.device)
+        # Apple's GPUs have no float64: there sums are made by the processor
+        self.device = torch.device("cpu") if sources.column.device.type == "mps" else sources.column.device
+        self._column = sources.column.to(self.device)
+        self._conservation_error = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.influence = torch.zeros(sources.n_sources, dtype=torch.float64, device=self.device)
 
     def add(
         self, place: tuple[int, ...], target: Int[Tensor, " row"], layer: int, position: int,
@@ -181,10 +184,11 @@ class _Found:
         weight: Float[Tensor, " row"],
     ) -> None:  # fmt: skip
         """Rows of targets at one layer and position; `place` says where among all rows they belong."""
-        source = self._sources.below(layer, position + 1)
+        source = self._sources.below(layer, position + 1).to(self.device)
+        effect, bias, value, weight = (part.to(self.device) for part in (effect, bias, value, weight))
         room = self._effects.room(len(effect) * len(source), effect.dtype) if effect.is_cpu else None
         effect = torch.index_select(
-            effect, 1, self._sources.column[source], out=None if room is None else room.view(len(effect), -1)
+            effect, 1, self._column[source], out=None if room is None else room.view(len(effect), -1)
         )
         size = effect.abs()
         whole = size.sum(1, dtype=torch.float64)
@@ -205,6 +209,10 @@ class _Found:
                 (bias + remainder).cpu(), remainder.cpu(),
             )
         )  # fmt: skip
+
+    def influence_of(self, source: Int[Tensor, " some"]) -> Float64[Tensor, " some"]:
+        """Influence so far of some of the sources."""
+        return self.influence[source.to(self.device)]
 
     def rows(self, coverage: float, skipped_influence: float) -> Rows:
         """All of them in the order of graph nodes; there are none to add after that."""

@@ -1,11 +1,18 @@
 """Prompts become tokens and words; models and transcoders that do not fit are refused."""
 
+import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import normalizers, processors
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from graphs import GraphStore
 from tests.tracer.conftest import CASES, tiny_llama, tiny_tokenizer, tiny_transcoder
 from tracer.choose import one_token
 from tracer.errors import TraceError
@@ -111,3 +118,160 @@ def test_a_models_revision_changes_with_its_weights_and_not_with_its_folder(tmp_
     save_file(weights, tmp_path / "moved" / "model.safetensors", metadata={"format": "pt"})
     changed = ReplacementModel.load(tmp_path / "moved", case / "transcoder").origin
     assert changed.model_revision != here.model_revision
+
+
+def test_dropout_of_a_model_in_training_mode_does_not_change_the_graph():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=42, n_positions=32, n_embd=16, n_layer=3, n_head=2, bos_token_id=1, eos_token_id=1,
+        attn_pdrop=0.5, embd_pdrop=0.5, resid_pdrop=0.5,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).train()
+    replacement = ReplacementModel.of(model, tiny_tokenizer(), tiny_transcoder(1))
+    first, second = (trace("w3 w1 w4 w1 w5", replacement).graph for _ in range(2))
+    assert (first.weight == second.weight).all()
+
+
+def test_a_model_that_hides_its_attention_patterns_is_made_to_show_them():
+    model = tiny_llama(0)
+    expected = trace("w3 w1 w4", ReplacementModel.of(model, tiny_tokenizer(), tiny_transcoder(1))).graph
+    model.set_attn_implementation("sdpa")
+    found = trace("w3 w1 w4", ReplacementModel.of(model, tiny_tokenizer(), tiny_transcoder(1))).graph
+    assert (found.weight == expected.weight).all()
+
+
+def test_graphs_of_objects_with_other_weights_do_not_replace_each_other(tmp_path):
+    store = GraphStore(tmp_path / "store")
+
+    def saved(model, transcoder) -> str:
+        return store.save(trace("w3 w1 w4", ReplacementModel.of(model, tiny_tokenizer(), transcoder)).graph)
+
+    first = saved(tiny_llama(0), tiny_transcoder(1))
+    assert saved(tiny_llama(0), tiny_transcoder(1)) == first
+    others = {saved(tiny_llama(2), tiny_transcoder(1)), saved(tiny_llama(0), tiny_transcoder(3))}
+    assert len(others | {first}) == 3
+    assert len(store.ids()) == 3
+
+
+def test_a_models_revision_changes_with_weights_that_torch_saved(tmp_path):
+    case = CASES / "llama-clt-jumprelu"
+    shutil.copytree(case / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    revisions = []
+    for scale in (1.0, 2.0):
+        name = "model.layers.1.self_attn.v_proj.weight"
+        torch.save(weights | {name: weights[name] * scale}, tmp_path / "model" / "pytorch_model.bin")
+        revisions.append(ReplacementModel.load(tmp_path / "model", case / "transcoder").origin.model_revision)
+    assert revisions[0] != revisions[1]
+
+
+def test_a_model_that_lacks_weights_is_refused(tmp_path):
+    case = CASES / "llama-clt-jumprelu"
+    shutil.copytree(case / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    del weights["model.layers.0.self_attn.v_proj.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TraceError, match=r"lacks the weights model\.layers\.0\.self_attn\.v_proj\.weight; copy or"):
+        ReplacementModel.load(tmp_path / "model", case / "transcoder")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "the tokenizer .* cannot be loaded"),
+        (lambda folder: edit(folder, hidden_size=48), "the model .* cannot be loaded"),
+        (lambda folder: edit(folder, model_type="nonsense"), "the model .* cannot be loaded"),
+    ],
+    ids=["no tokenizer", "another width", "an unknown type"],
+)
+def test_a_damaged_model_folder_is_told_in_one_line(tmp_path, change, told):
+    case = CASES / "llama-clt-jumprelu"
+    shutil.copytree(case / "model", tmp_path / "model")
+    change(tmp_path / "model")
+    with pytest.raises(TraceError, match=told) as caught:
+        ReplacementModel.load(tmp_path / "model", case / "transcoder")
+    assert "\n" not in str(caught.value)
+
+
+def edit(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_a_tokenizer_may_come_from_elsewhere(tmp_path):
+    case = CASES / "llama-clt-jumprelu"
+    shutil.copytree(case / "model", tmp_path / "model")
+    tiny_tokenizer(20).save_pretrained(tmp_path / "words")
+    replacement = ReplacementModel.load(tmp_path / "model", case / "transcoder", tokenizer=tmp_path / "words")
+    assert replacement.tokenize("w3 w19 w20").token_ids == (1, 5, 21, 0)
+
+
+# tokens, as circuit-tracer has them
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    prompt = ReplacementModel.of(tiny_llama(0), tokenizer, tiny_transcoder(1)).tokenize(text)
+    return prompt.token_ids, prompt.words
+
+
+def test_a_beginning_that_the_text_has_is_not_doubled():
+    assert tokens_of(tiny_tokenizer(), "<bos> w3") == ((1, 5), ("", "w3"))
+
+
+def test_an_end_that_the_tokenizer_appends_is_left_out():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "w39"})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A w39", special_tokens=[("<bos>", 1), ("w39", 41)]
+    )
+    assert tokens_of(tokenizer, "w3") == ((1, 5), ("", "w3"))
+
+
+def test_without_a_beginning_padding_or_an_end_is_put_first():
+    tokenizer = tiny_tokenizer(bos=None)
+    tokenizer.add_special_tokens({"eos_token": "w39"})
+    assert tokens_of(tokenizer, "w3") == ((41, 5), ("", "w3"))
+    tokenizer.add_special_tokens({"pad_token": "w38"})
+    assert tokens_of(tokenizer, "w3") == ((40, 5), ("", "w3"))
+
+
+def test_an_unknown_first_word_is_no_beginning():
+    assert tokens_of(tiny_tokenizer(), "strange w3") == ((1, 0, 5), ("", "strange", "w3"))
+
+
+def test_a_target_that_the_tokenizer_does_not_know_is_refused(replacement):
+    with pytest.raises(TraceError, match="target 'Paris' is no token of this model, which reads it as '<unk>'"):
+        one_token(replacement, "Paris")
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    replacement = ReplacementModel.of(tiny_llama(0), tiny_tokenizer(60), tiny_transcoder(1))
+    with pytest.raises(TraceError, match="the tokenizer gives 'w50' number 52, and the model knows 42 tokens; use"):
+        replacement.tokenize("w3 w50")
+
+
+def test_a_prompt_without_tokens_is_refused():
+    tokenizer = tiny_tokenizer(bos=None)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("w3", "")
+    with pytest.raises(TraceError, match="the prompt 'w3' has no tokens; give text that the tokenizer knows"):
+        ReplacementModel.of(tiny_llama(0), tokenizer, tiny_transcoder(1)).tokenize("w3")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_a_model_too_large_for_the_memory_is_told_in_one_line():
+    case = CASES / "llama-clt-jumprelu"
+    code = (
+        "import resource, sys\n"
+        "from tracer.errors import TraceError\n"
+        "from tracer.replacement import ReplacementModel\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), used + (1 << 20)))\n"
+        "try: ReplacementModel.load(*sys.argv[1:])\n"
+        "except TraceError as error: print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(case / "model"), str(case / "transcoder")],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
+    )  # fmt: skip
+    assert result.stdout.startswith("memory ran out; load the weights in half precision"), result.stderr
