@@ -141,11 +141,11 @@ def list_graphs(folder: Path, as_json: bool) -> None:
     Example:
       trace list
     """
-    from tracer import commands
+    from tracer.listing import graph_list
 
     store = existing_store(folder)
     warn_of_damage(store)
-    click.echo(commands.graph_list(store, as_json=as_json))
+    click.echo(graph_list(store, as_json=as_json))
 
 
 @cli.command("show")

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -19,17 +17,9 @@ from tracer.config import TraceConfig
 from tracer.loading import Source, load, save_features
 from tracer.options import DEFAULT_STORE, place
 from tracer.story import feature_paths, path_record, place_text, routes, target_name, target_record, told_targets
-from tracer.tables import table_text
 
 N_JSON_PATHS = 10
 N_ROUTES = 6
-PROMPT_LENGTH = 60
-"""Characters of a prompt that `trace list` shows to people."""
-_LISTED = {
-    "graph_id": "graph_id", "prompt": "prompt", "model": "model", "nodes": "n_nodes", "edges": "n_edges",
-    "replacement": "replacement_score", "completeness": "completeness_score", "created_at": "created_at",
-}  # fmt: skip
-"""What `trace list` shows, and the columns of table `graphs` that hold it."""
 
 
 @dataclass(frozen=True)
@@ -138,25 +128,6 @@ def graph_record(graph_id: str, store: GraphStore, graph: AttributionGraph) -> d
             for target in told_targets(graph) for path in feature_paths(graph, target, N_JSON_PATHS)
         ],
     }  # fmt: skip
-
-
-def graph_list(store: GraphStore, *, as_json: bool) -> str:
-    """All saved graphs, newest first."""
-    # column by column: an object for each of ten thousand graphs takes longer than all else
-    graphs = store.table()
-    seconds = graphs["created_at"].cast(pa.timestamp("s"), safe=False)
-    times = pc.call_function("strftime", [seconds], pc.StrftimeOptions("%Y-%m-%dT%H:%M:%S+00:00"))
-    columns = {shown: graphs[name] for shown, name in _LISTED.items()} | {"created_at": times}
-    if as_json:
-        return json.dumps(pa.table(columns).to_pylist(), ensure_ascii=False, indent=2)
-    columns["prompt"] = _shortened(graphs["prompt"])
-    return table_text(pa.table(columns)) if len(graphs) else "no graphs yet"
-
-
-def _shortened(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The texts, the end of long ones left out: one of megabytes would make every row of the table as long."""
-    options = pc.ReplaceSubstringOptions(rf"(?s)^(.{{{PROMPT_LENGTH - 1}}}).{{2,}}$", r"\1…")
-    return pc.call_function("replace_substring_regex", [texts], options)
 
 
 def compact_store(store: GraphStore) -> str:

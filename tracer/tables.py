@@ -10,8 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
 
 from graphs.answers import columns_of, csv_text, json_text, jsonl_text
 from graphs.files import file_errors_as_graph_errors, write_atomically
@@ -46,6 +44,9 @@ def table_text(table: pa.Table) -> str:
     rows = [list(row) for row in zip(*columns, strict=True)]
     if not sys.stdout.isatty() or len(rows) > _WRAPPED_ROWS:
         return _aligned(table.column_names, rows, numbers)
+    from rich.console import Console  # on a pipe nobody waits for them
+    from rich.table import Table
+
     console = Console(file=io.StringIO(), force_terminal=True, markup=False)
     if len(numbers) * _NARROWEST > console.width:
         return _records(table.column_names, rows)
