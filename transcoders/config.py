@@ -56,6 +56,10 @@ class TranscoderConfig:
             raise TranscoderError(
                 f"k is {self.k} with activation {self.activation!r}; k > 0 belongs to topk, and only to it."
             )
+        if self.k > self.n_features:
+            raise TranscoderError(
+                f"k is {self.k} of {self.n_features} features a layer; expected fewer active than there are: correct k."
+            )
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,7 @@ class TrainConfig:
         ):  # fmt: skip
             if value not in allowed:
                 raise TranscoderError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")
-        for name in ("n_features", "k", "batch_tokens", "streams", "context"):
-            if getattr(self, name) < 1:
-                raise TranscoderError(f"{name} is {getattr(self, name)}; expected 1 or more.")
+        _check_numbers(self)
         if self.k > self.n_features:
             raise TranscoderError(f"k is {self.k} of {self.n_features} features; expected fewer active than there are.")
         if self.steps < 1:
@@ -154,3 +156,18 @@ class TrainConfig:
                 f"a buffer of {self.buffer_tokens:,} tokens cannot shuffle steps of {self.batch_tokens:,}; "
                 f"expected {2 * self.batch_tokens:,} or more."
             )
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    for name in ("n_features", "k", "batch_tokens", "streams", "density_steps", "dead_tokens"):
+        if getattr(config, name) < 1:
+            raise TranscoderError(f"{name} is {getattr(config, name)}; expected 1 or more.")
+    if config.context < 2:
+        raise TranscoderError(
+            f"context is {config.context}; expected 2 tokens or more: nothing is learnt from the first of a sequence."
+        )
+    for name in ("learning_rate", "clip"):
+        if not getattr(config, name) > 0:  # which not-a-number is not either
+            raise TranscoderError(f"{name} is {getattr(config, name)}; expected a number above 0.")
+    if not config.sparsity >= 0:
+        raise TranscoderError(f"sparsity is {config.sparsity}; expected 0 or more.")

@@ -4,9 +4,11 @@ Tensors are mapped into memory, so naming one costs nothing and values are read 
 describes a whole checkpoint, and whoever asks for ten decoder rows reads ten decoder rows.
 """
 
+import errno
 import json
 import pickle
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,14 +108,28 @@ def expand(place: Path) -> tuple[Path, list[Path]]:
 
 
 def map_tensors(path: Path) -> TensorFile:
-    """The tensors of a .safetensors, .npz or .pt file; nothing in it is executed."""
+    """The tensors of a .safetensors, .npz or .pt file; nothing in it is executed.
+
+    MemoryError where the file is sound but there is no room to map it: to copy it again would not help.
+    """
     if not path.is_file():
         raise TranscoderError(f"{path} is missing; copy the whole transcoder folder.")
     readers = {".npz": _map_npz, ".pt": _map_torch, ".ckpt": _map_torch}
     try:
         return TensorFile(path, readers.get(path.suffix, load_file)(path))
-    except (SafetensorError, ValueError, OSError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        TypeError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        RuntimeError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if _is_lack_of_memory(error):
+            raise MemoryError(f"{path} cannot be mapped: {reason}") from error
         raise TranscoderError(f"{path} cannot be read ({reason}); copy or download it again.") from error
 
 
@@ -171,13 +187,20 @@ def _form(encoder: Encoder) -> tuple:
     return encoder.W_enc.shape, encoder.threshold is None, encoder.W_skip is None
 
 
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Whether no memory was left; torch and safetensors say so in the text of the error only."""
+    return getattr(error, "errno", None) == errno.ENOMEM or "allocate memory" in str(error)
+
+
 def _map_torch(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise ValueError("it holds Python objects, which could run code; save its weights as safetensors") from error
     for key in ("state_dict", "sae"):
-        content = content.get(key, content)
+        content = content.get(key, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not tensors by name")
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
 
 

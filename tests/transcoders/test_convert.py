@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.transcoders.test_checkpoint import random_transcoder
 from tracer.cli import main
@@ -86,3 +86,13 @@ def test_what_cannot_be_converted_is_said_in_one_line(source, monkeypatch, capsy
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
     assert not Path("target").exists()
+
+
+def test_a_threshold_that_is_nan_is_not_carried_over(source):
+    path = source / "W_enc_1.safetensors"
+    tensors = load_file(path)
+    tensors["threshold_1"][3] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(TranscoderError, match=r"layer 1 of .* has NaN in 1 of its 10 thresholds"):
+        convert(open_stored(source), source.parent / "target")
+    assert [path.name for path in source.parent.iterdir()] == ["source"]

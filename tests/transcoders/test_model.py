@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from transcoders import TranscoderConfig
+from transcoders import TranscoderConfig, TranscoderError
 from transcoders.model import CrossLayerTranscoder
 
 
@@ -31,3 +31,9 @@ def test_nothing_active_writes_nothing():
     transcoder = CrossLayerTranscoder(TranscoderConfig(2, 4, 20, "relu"))
     torch.nn.init.normal_(transcoder.W_dec[0])
     assert not torch.cat(transcoder.writes(0, torch.zeros(3, 20))).any()
+
+
+def test_more_active_features_than_there_are_is_refused():
+    assert TranscoderConfig(2, 4, 20, "topk", k=20).k == 20
+    with pytest.raises(TranscoderError, match=r"k is 21 of 20 features a layer; expected fewer active than there are"):
+        TranscoderConfig(2, 4, 20, "topk", k=21)

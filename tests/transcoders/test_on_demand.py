@@ -1,6 +1,7 @@
 """Decoders that stay in their files: the same results, and only rows of active features are read."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tracer.targets import token_targets
 from transcoders import CrossLayerTranscoder, TranscoderConfig, load, load_on_demand, save
 from transcoders.activations import replaced_mlps
 from transcoders.errors import TranscoderError
+from transcoders.stored import map_tensors
 
 PROMPT = "w3 w1 w4 w1 w5 w9"
 
@@ -121,3 +123,40 @@ def _mapped_kilobytes(path: Path) -> int:
         elif here and line.startswith("Rss:"):
             total += int(line.split()[1])
     return total
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from transcoders.stored import map_tensors
+size = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (int(size.split()[1]) * 1024 + 20_000_000, -1))
+try:
+    map_tensors(Path(sys.argv[1]))
+except MemoryError:
+    print("memory ran out")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the addresses a process may use")
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.npz", "weights.pt"])
+def test_a_sound_file_that_there_is_no_memory_to_map_is_not_called_broken(tmp_path, name):
+    path, tensor = tmp_path / name, torch.zeros(30_000_000)
+    match path.suffix:
+        case ".safetensors":
+            save_file({"W": tensor}, path)
+        case ".npz":
+            np.savez(path, W=tensor.numpy())
+        case _:
+            torch.save({"W": tensor}, path)
+    ran = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY, path], capture_output=True, text=True, check=True)
+    assert ran.stdout == "memory ran out\n"
+
+
+def test_other_faults_of_reading_are_still_told_in_one_line(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"no tensors at all")
+    with pytest.raises(
+        TranscoderError, match=r"weights.safetensors cannot be read \(.*\); copy or download it again\."
+    ):
+        map_tensors(path)

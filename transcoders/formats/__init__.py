@@ -13,6 +13,7 @@ from transcoders.formats import (
     language_model_saes,
     sparsify,
 )
+from transcoders.formats.checks import checked
 from transcoders.stored import Stored
 
 
@@ -42,7 +43,7 @@ def open_folder(folder: Path, **overrides: str) -> Stored:
     for layout in FORMATS:
         if layout.is_one(folder):
             stored = layout.read(folder)
-            return replace(stored, config=replace(stored.config, **overrides))
+            return checked(replace(stored, config=replace(stored.config, **overrides)), folder)
     raise TranscoderError(
         f"{folder} is in no known transcoder layout ({', '.join(layout.name for layout in FORMATS)}); "
         "docs/formats.md lists the files that each of them has."

@@ -3,8 +3,8 @@
 Cross-layer: W_enc_{i}.safetensors holds W_enc_{i} (feature, d_model), b_enc_{i}, b_dec_{i} and perhaps threshold_{i}
 and W_skip_{i} (applied as x @ W_skip); W_dec_{i}.safetensors holds W_dec_{i} (feature, layers from i on, d_model).
 Per-layer: layer_{i}.safetensors holds W_enc, W_dec (feature, d_model), b_enc, b_dec and perhaps
-activation_function.threshold and W_skip (applied as x @ W_skip.T). config.yaml names the hooks in both, and may list
-the files of another layout, one per layer.
+activation_function.threshold or k, and W_skip (applied as x @ W_skip.T). config.yaml names the hooks in both, and may
+list the files of another layout, one per layer.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,15 @@ from transcoders import hub
 from transcoders.config import TranscoderConfig
 from transcoders.errors import TranscoderError
 from transcoders.formats import gemma_scope
+from transcoders.formats.checks import in_every_layer, whole_number
 from transcoders.settings import Settings, read_settings
 from transcoders.stored import Encoder, Stored, TensorFile, map_tensors, per_layer
 
 CROSS_LAYER, PER_LAYER = "cross_layer_transcoder", "transcoder_set"
-PER_LAYER_NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "activation_function.threshold", "W_skip")
+CROSS_LAYER_NAMES = ("W_enc", "b_enc", "b_dec", "threshold", "W_skip")
+PER_LAYER_NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "activation_function.threshold", "k", "W_skip")
+ACTIVATIONS = {"relu": "relu", "jumprelu": "jumprelu", "jump_relu": "jumprelu", "topk": "topk"}
+"""By what config.yaml calls them, in lower case."""
 
 
 def is_one(folder: Path) -> bool:
@@ -37,10 +41,11 @@ def read(folder: Path) -> Stored:
     meta = read_settings(folder / "config.yaml")
     if meta.get("model_kind") not in (CROSS_LAYER, PER_LAYER):
         raise TranscoderError(f"{folder}/config.yaml names no model_kind; expected {CROSS_LAYER} or {PER_LAYER}.")
-    files = [hub.locate(_listed(entry), folder) for entry in meta.get("transcoders") or ()]
+    files = [hub.locate(path, folder) for path in _listed(meta)]
     if meta.need("model_kind") == PER_LAYER:
         return _read_per_layer(folder, meta, files)
     if files:
+        _kind(meta, has_threshold=True, has_k=False)  # or it says that config.yaml means something else
         return gemma_scope.read_cross_layer(list(dict.fromkeys(files)), *_hooks(meta))
     return _read_cross_layer(folder, meta)
 
@@ -73,14 +78,18 @@ def _read_cross_layer(folder: Path, meta: Settings) -> Stored:
     if n_layers == 0:
         raise TranscoderError(f"{folder} holds no W_enc_0.safetensors; copy the whole transcoder folder.")
     encoders = [map_tensors(folder / f"W_enc_{layer}.safetensors") for layer in range(n_layers)]
+    for layer, file in enumerate(encoders):
+        file.refuse_others([f"{name}_{layer}" for name in CROSS_LAYER_NAMES])
+    has_threshold, has_skip = (
+        in_every_layer(encoders, [f"{name}_{layer}" for layer in range(n_layers)]) for name in ("threshold", "W_skip")
+    )
     n_features, d_model = encoders[0].take("W_enc_0", -1, -1).shape
-    activation = _activation(meta, "threshold_0" in encoders[0])
-    config = TranscoderConfig(
-        n_layers, d_model, n_features, *activation, *_hooks(meta), skip="W_skip_0" in encoders[0]
-    )  # fmt: skip
+    activation = _activation(meta, has_threshold, None)
+    config = TranscoderConfig(n_layers, d_model, n_features, *activation, *_hooks(meta), skip=has_skip)
     parts, files, decoders = [], [], []
     for layer, file in enumerate(encoders):
         files.append(map_tensors(folder / f"W_dec_{layer}.safetensors"))
+        files[layer].refuse_others([f"W_dec_{layer}"])
         decoders.append(files[layer].take(f"W_dec_{layer}", n_features, n_layers - layer, d_model))
         parts.append(
             Encoder(
@@ -102,16 +111,23 @@ def _read_per_layer(folder: Path, meta: Settings, listed: list[Path]) -> Stored:
     ]
     if not files:
         raise TranscoderError(f"{folder} holds no layer_0.safetensors; copy the whole transcoder folder.")
-    layers, folded = [], ()
+    layers, counts, folded = [], [], ()
     for path in files:
         file = map_tensors(path)
+        counts.append(_k_of(file))
         if gemma_scope.is_layer(file):
             layers.append(gemma_scope.layer_weights(file))
             folded = gemma_scope.FOLDED
         else:
             layers.append(_layer_weights(file))
     first = layers[0][0]
-    activation = _activation(meta, first.threshold is not None)
+    if len(set(counts)) > 1:
+        other = next(layer for layer, count in enumerate(counts) if count != counts[0])
+        raise TranscoderError(
+            f"k is {counts[other]} in {files[other]} and {counts[0]} in {files[0]}; expected the same of every layer: "
+            "copy or download the whole transcoder again."
+        )
+    activation = _activation(meta, first.threshold is not None, counts[0])
     config = TranscoderConfig(
         len(layers), first.W_enc.shape[1], first.W_enc.shape[0], *activation, *_hooks(meta),
         cross_layer=False, skip=first.W_skip is not None,
@@ -123,9 +139,8 @@ def _layer_weights(file: TensorFile) -> tuple[Encoder, Tensor]:
     file.refuse_others(PER_LAYER_NAMES)
     W_enc = file.take("W_enc", -1, -1)
     n_features, d_model = W_enc.shape
-    W_dec = file.take("W_dec", -1, -1)
-    if W_dec.shape == (d_model, n_features) and n_features != d_model:
-        W_dec = W_dec.T  # as early revisions have it
+    is_turned = file.take("W_dec", -1, -1).shape == (d_model, n_features)  # as early revisions have it
+    W_dec = file.tensors["W_dec"].T if is_turned and n_features != d_model else file.take("W_dec", n_features, d_model)
     threshold = "activation_function.threshold"
     encoder = Encoder(
         W_enc, file.take("b_enc", n_features), file.take("b_dec", d_model),
@@ -133,6 +148,16 @@ def _layer_weights(file: TensorFile) -> tuple[Encoder, Tensor]:
         file.take("W_skip", d_model, d_model).T if "W_skip" in file else None,
     )  # fmt: skip
     return encoder, W_dec
+
+
+def _k_of(file: TensorFile) -> int | None:
+    """How many features a layer keeps, where its file says so."""
+    if "k" not in file:
+        return None
+    value = float(file.take("k"))  # whatever its dtype became
+    if not value.is_integer():
+        raise TranscoderError(f"k in {file.path} is {value}; expected a whole number: copy or download it again.")
+    return int(value)
 
 
 def _named(encoder: Encoder, dtype: torch.dtype, layer: int) -> dict[str, Tensor]:
@@ -163,11 +188,38 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
-def _activation(meta: Settings, has_threshold: bool) -> tuple[str, int]:
-    """The activation function and its k: what config.yaml says, else what the tensors imply."""
-    if meta.get("activation") != "topk":
-        return ("jumprelu" if has_threshold else "relu"), 0
-    return "topk", int(meta.need("k"))
+def _activation(meta: Settings, has_threshold: bool, stored_k: int | None) -> tuple[str, int]:
+    """The activation function and its k: what config.yaml says and the tensors imply, which must agree."""
+    kind, said_k = _kind(meta, has_threshold=has_threshold, has_k=stored_k is not None), meta.get("k")
+    if kind != "topk":
+        if kind == "relu" and said_k and meta.get("activation") is None:
+            raise TranscoderError(
+                f"{meta.path} says k: {said_k!r} and no activation; expected activation: topk, or relu without k."
+            )
+        return kind, 0
+    k = whole_number(meta, "k", stored_k)
+    if stored_k not in (None, k):
+        raise TranscoderError(
+            f"{meta.path} says k: {k}, but the files beside it hold k = {stored_k}; correct the wrong one, or leave k "
+            "out of config.yaml."
+        )
+    return kind, k
+
+
+def _kind(meta: Settings, *, has_threshold: bool, has_k: bool) -> str:
+    """The activation function of this configuration."""
+    said = meta.get("activation")
+    implied = "topk" if has_k else "jumprelu" if has_threshold else "relu"
+    kind = implied if said is None else ACTIVATIONS.get(str(said).lower())
+    if kind is None:
+        raise TranscoderError(f"activation in {meta.path} is {said!r}; expected relu, jumprelu or topk.")
+    if (kind == "jumprelu") != has_threshold or (has_k and kind != "topk"):
+        held = " and ".join(["thresholds"] * has_threshold + ["k"] * has_k) or "no thresholds"
+        raise TranscoderError(
+            f"{meta.path} means activation {kind}, but the transcoder's files hold {held}; expected thresholds with "
+            "jumprelu and only with it, k only with topk: correct activation, or copy the files again."
+        )
+    return kind
 
 
 def _hooks(meta: Settings) -> tuple[str, str, str]:
@@ -176,5 +228,17 @@ def _hooks(meta: Settings) -> tuple[str, str, str]:
     return reads or "hook_resid_mid", writes or "hook_mlp_out", meta.get("model_name") or ""
 
 
-def _listed(entry: str | dict) -> str:
-    return entry["filepath"] if isinstance(entry, dict) else entry
+def _listed(meta: Settings) -> list[str]:
+    """The files that config.yaml lists, in order of layers."""
+    entries = meta.get("transcoders") or []
+    if not isinstance(entries, list):
+        raise TranscoderError(f"transcoders in {meta.path} is {entries!r}; expected a list of files, one per layer.")
+    paths = []
+    for layer, entry in enumerate(entries):
+        said = entry if isinstance(entry, dict) else {"filepath": entry}
+        if not isinstance(said.get("filepath"), str) or said.get("layer", layer) != layer:
+            raise TranscoderError(
+                f"transcoders in {meta.path} has {entry!r} for layer {layer}; expected the file of that layer."
+            )
+        paths.append(said["filepath"])
+    return paths

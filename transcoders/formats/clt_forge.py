@@ -15,6 +15,7 @@ from torch import Tensor
 
 from transcoders.config import TranscoderConfig
 from transcoders.errors import TranscoderError
+from transcoders.formats.checks import usable, whole_number
 from transcoders.settings import read_settings
 from transcoders.stored import Encoder, Stored, TensorFile, feature_rows, map_tensors
 
@@ -25,6 +26,7 @@ KNOWN = (
     "estimated_norm_scaling_factor_in", "estimated_norm_scaling_factor_out",
     "feature_count", "layer_mask", "l_idx", "k_idx",
 )  # fmt: skip
+LOW_RANK = ("W_dec_base", "lora_A", "lora_B")
 FOLDED = ("input and output scales folded", "biases of layer pairs summed", "encoders transposed")
 
 
@@ -37,7 +39,8 @@ def read(folder: Path) -> Stored:
     """A cross-layer or per-layer transcoder, whole or in shards."""
     meta = read_settings(folder / "clt_cfg.json")
     shards = _shards(folder)
-    forge = _Weights(shards, meta.need("n_layers"), meta.need("d_in"), meta.get("cross_layer_decoders", True))
+    n_layers, d_model = whole_number(meta, "n_layers"), whole_number(meta, "d_in")
+    forge = _Weights(shards, n_layers, d_model, bool(meta.get("cross_layer_decoders", True)))
     n_features = sum(len(part) for part in forge.encoders(0))
     if n_features != meta.need("d_latent"):
         raise TranscoderError(
@@ -47,7 +50,7 @@ def read(folder: Path) -> Stored:
     activation = meta.get("activation_fn", "jumprelu")
     if activation not in ("jumprelu", "topk"):
         raise TranscoderError(f"{folder} uses {activation}, which has no equal here; expected jumprelu or topk.")
-    k = int(meta.need("k")) if activation == "topk" else 0
+    k = whole_number(meta, "k") if activation == "topk" else 0
     config = TranscoderConfig(
         forge.n_layers, forge.d_model, n_features, activation, k, READS, "hook_mlp_out",
         meta.get("model_name") or "", forge.cross_layer,
@@ -81,7 +84,7 @@ class _Weights:
 
     @property
     def is_lora(self) -> bool:
-        return "W_dec_base" in self.shards[0]
+        return "W_dec" not in self.shards[0]
 
     def encoders(self, layer: int) -> list[Float[Tensor, "_ d_model"]]:
         return [shard.take("W_enc", self.n_layers, self.d_model, -1)[layer].T for shard in self.shards]
@@ -93,7 +96,8 @@ class _Weights:
         return self.shards[0].take("b_dec", self.n_pairs, self.d_model).float()
 
     def scale(self, side: str) -> Float[Tensor, " layer"]:
-        return self.shards[0].take(f"estimated_norm_scaling_factor_{side}", self.n_layers).float()
+        name = f"estimated_norm_scaling_factor_{side}"
+        return usable(self.shards[0].take(name, self.n_layers).float(), name, self.shards[0].path)
 
     def number(self, source: int, target: int) -> int:
         """Of a pair of layers, in the order of the files."""
@@ -138,6 +142,8 @@ def _shards(folder: Path) -> list[TensorFile]:
     ]
     for file in files:
         file.refuse_others([*KNOWN, *(name for name in file.tensors if name.startswith("model."))])
-    if len(files) > 1 and "W_dec_base" in files[0]:
+        if "W_dec" in file and any(name in file for name in LOW_RANK):
+            raise TranscoderError(f"{file.path} holds decoders both whole (W_dec) and low-rank; expected one kind.")
+    if len(files) > 1 and any("W_dec_base" in file for file in files):
         raise TranscoderError(f"{folder} holds low-rank decoders in shards, which cannot be joined; save them as one.")
     return files

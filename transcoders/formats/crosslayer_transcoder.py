@@ -6,6 +6,7 @@ standardised, per layer or per dimension: z = (x − mean_in) / std_in · W + b;
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from transcoders.config import TranscoderConfig
 from transcoders.errors import TranscoderError
-from transcoders.settings import read_settings
+from transcoders.formats.checks import usable, whole_number
+from transcoders.settings import Settings, read_settings
 from transcoders.stored import Encoder, Stored, TensorFile, map_tensors
 
 READS, WRITES = "hook_resid_mid", "hook_mlp_out"
@@ -23,6 +25,15 @@ ACTIVATIONS = {
     "BatchTopK": "jumprelu", "PerLayerBatchTopK": "jumprelu",
 }  # fmt: skip
 """Batch-top-k keeps one threshold once it is trained, and is a JumpReLU from then on."""
+OWN = {
+    "JumpReLU": ("nonlinearity.theta", "nonlinearity.bandwidth"),
+    "BatchTopK": ("nonlinearity.threshold",), "PerLayerBatchTopK": ("nonlinearity.threshold",),
+}  # fmt: skip
+"""Tensors that only some nonlinearities have."""
+ALWAYS = (
+    "encoder.W", "encoder.b", "decoder.b", "input_standardizer.mean", "input_standardizer.std",
+    "output_standardizer.mean", "output_standardizer.std",
+)  # fmt: skip
 
 
 def is_one(folder: Path) -> bool:
@@ -34,18 +45,22 @@ def read(folder: Path) -> Stored:
     """A cross-layer or per-layer transcoder."""
     parts, is_folded = _parts(folder)
     whole = folder / "checkpoint.safetensors"
-    file = _without_prefix(map_tensors(whole if whole.is_file() else folder / "clt.ckpt"))
-    kind = _class(parts.get("nonlinearity"))
+    file = _model_of(map_tensors(whole if whole.is_file() else folder / "clt.ckpt"))
+    kind = _class(parts.get("nonlinearity"), folder)
     if kind not in ACTIVATIONS:
         raise TranscoderError(f"{folder} uses {kind}; expected one of {', '.join(ACTIVATIONS)}.")
     n_layers, d_model, n_features = file.take("encoder.W", -1, -1, -1).shape
-    k = parts["nonlinearity"].get("init_args", {}).get("k") if ACTIVATIONS[kind] == "topk" else 0
-    if k is None:
+    cross_layer = "decoder.W" not in file
+    decoders = [f"decoder.W_{target}" for target in range(n_layers)] if cross_layer else ["decoder.W"]
+    file.refuse_others([*ALWAYS, *OWN.get(kind, ()), *decoders])
+    meta = Settings(folder / "config.yaml", parts["nonlinearity"].get("init_args") or {})
+    if ACTIVATIONS[kind] == "topk" and meta.get("k") is None:
         raise TranscoderError(
             f"{folder}/config.yaml does not say how many features {kind} keeps; add k to its init_args."
         )
+    k = whole_number(meta, "k") if ACTIVATIONS[kind] == "topk" else 0
     config = TranscoderConfig(
-        n_layers, d_model, n_features, ACTIVATIONS[kind], k, READS, WRITES, cross_layer="decoder.W" not in file
+        n_layers, d_model, n_features, ACTIVATIONS[kind], k, READS, WRITES, cross_layer=cross_layer
     )
     inputs = _standardizer(file, "input_standardizer", parts, config, is_folded)
     outputs = _standardizer(file, "output_standardizer", parts, config, is_folded)
@@ -118,7 +133,7 @@ def _standardizer(
     file: TensorFile, name: str, parts: dict, config: TranscoderConfig, is_folded: bool
 ) -> tuple[Float[Tensor, "layer #d_model"], Float[Tensor, "layer #d_model"]]:
     """Mean and standard deviation of one side: (0, 1) where there is no standardisation, or none any more."""
-    kind = _class(parts.get(name))
+    kind = _class(parts.get(name), file.path.parent)
     if is_folded or kind is None or kind.startswith("Identity"):
         return torch.zeros(config.n_layers, 1), torch.ones(config.n_layers, 1)
     if kind.startswith("Dimension"):
@@ -130,7 +145,7 @@ def _standardizer(
             f"{file.path} is standardised by {kind}, which may depend on the prompt; such a transcoder cannot be read."
         )
     mean, std = (file.take(f"{name}.{part}", *shape).float().reshape(config.n_layers, -1) for part in ("mean", "std"))
-    return mean, std
+    return mean, usable(std, f"{name}.std", file.path)
 
 
 def _parts(folder: Path) -> tuple[dict, bool]:
@@ -146,9 +161,17 @@ def _parts(folder: Path) -> tuple[dict, bool]:
     return model["init_args"], bool(model.get("is_folded", False))
 
 
-def _class(part: dict | None) -> str | None:
-    return part["class_path"].rpartition(".")[2] if part else None
+def _class(part: Any, folder: Path) -> str | None:
+    if part is None:
+        return None
+    if not isinstance(part, dict) or not isinstance(part.get("class_path"), str):
+        raise TranscoderError(f"{folder}/config.yaml has {part!r} where a class is named; expected its class_path.")
+    return part["class_path"].rpartition(".")[2]
 
 
-def _without_prefix(file: TensorFile) -> TensorFile:
-    return TensorFile(file.path, {name.removeprefix("model."): tensor for name, tensor in file.tensors.items()})
+def _model_of(file: TensorFile) -> TensorFile:
+    """The tensors of the model by their own names; a Lightning checkpoint also holds what only training needs."""
+    if not any(name.startswith("model.") for name in file.tensors):
+        return file
+    own = {name: tensor for name, tensor in file.tensors.items() if name.startswith("model.")}
+    return TensorFile(file.path, {name.removeprefix("model."): tensor for name, tensor in own.items()})

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from transcoders.config import TranscoderConfig
 from transcoders.errors import TranscoderError
+from transcoders.formats.checks import in_every_layer
 from transcoders.settings import read_settings
 from transcoders.stored import Encoder, Stored, TensorFile, expand, map_tensors, per_layer
 
 FOLDED = ("encoders transposed",)
+NAMES = ("b_enc", "b_dec", "threshold", "affine_skip_connection")
+"""Tensors that are named alike in both, besides encoder and decoder."""
 HOOKS = {".npz": "ln2.hook_normalized", ".safetensors": "mlp.hook_in"}
 """What the first reads (the norm before its gain) and the second (the MLP's own input); both write hook_mlp_out."""
 IN, OUT = "pre_feedforward_layernorm.output", "post_feedforward_layernorm.output"
@@ -63,10 +66,13 @@ def read_cross_layer(
     """A cross-layer transcoder from its files, one per layer, in order."""
     files = [map_tensors(path) for path in paths]
     n_layers = len(files)
+    for file in files:
+        file.refuse_others(["w_enc", "w_dec", *NAMES])
+    has_skip = in_every_layer(files, ["affine_skip_connection"] * n_layers)
     d_model, n_features = files[0].take("w_enc", -1, -1).shape
     config = TranscoderConfig(
         n_layers, d_model, n_features, "jumprelu", reads=reads, writes=writes,
-        model_name=_model_name(paths) if model_name is None else model_name, skip="affine_skip_connection" in files[0],
+        model_name=_model_name(paths) if model_name is None else model_name, skip=has_skip,
     )  # fmt: skip
     decoders = [file.take("w_dec", n_features, n_layers, d_model) for file in files]
     encoders = [_encoder(file, "w_enc", d_model, n_features, config.skip) for file in files]
@@ -88,6 +94,7 @@ def is_layer(file: TensorFile) -> bool:
 def layer_weights(file: TensorFile) -> tuple[Encoder, Float[Tensor, "feature d_model"]]:
     """A per-layer transcoder."""
     encoder, decoder = ("W_enc", "W_dec") if file.path.suffix == ".npz" else ("w_enc", "w_dec")
+    file.refuse_others([encoder, decoder, *NAMES])
     d_model, n_features = file.take(encoder, -1, -1).shape
     weights = _encoder(file, encoder, d_model, n_features, "affine_skip_connection" in file)
     return weights, file.take(decoder, n_features, d_model)
@@ -123,9 +130,12 @@ def _model_name(paths: list[Path]) -> str:
     for path in paths:
         meta = read_settings(path.parent / "config.json")
         read, written = meta.get("hf_hook_point_in", IN), meta.get("hf_hook_point_out", OUT)
-        if not (read.endswith(IN) and written.endswith(OUT)):
+        if not (str(read).endswith(IN) and str(written).endswith(OUT)):
             raise TranscoderError(
                 f"{meta.path} reads {read} and writes {written}; expected a transcoder of {IN} to {OUT}."
             )
+        kind = str(meta.get("architecture", "jump_relu"))
+        if kind.lower() not in ("jump_relu", "jumprelu"):
+            raise TranscoderError(f"architecture in {meta.path} is {kind}; expected jump_relu, as Gemma Scope has it.")
         name = meta.get("model_name", name)
     return name

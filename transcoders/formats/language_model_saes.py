@@ -15,6 +15,7 @@ from torch import Tensor
 
 from transcoders.config import TranscoderConfig
 from transcoders.errors import TranscoderError
+from transcoders.formats.checks import whole_number
 from transcoders.settings import Settings, read_settings
 from transcoders.stored import Encoder, Stored, TensorFile, map_tensors
 
@@ -32,11 +33,17 @@ def read(folder: Path) -> Stored:
     _refuse_what_cannot_be_exact(folder, meta)
     file = map_tensors(_weights_path(folder))
     hooks = [*meta.need("hook_points_in"), *meta.need("hook_points_out")]
-    n_layers, d_model = len(meta.need("hook_points_in")), meta.need("d_model")
+    n_layers, d_model = len(meta.need("hook_points_in")), whole_number(meta, "d_model")
     reads, writes = _hook(meta.need("hook_points_in")), _hook(meta.need("hook_points_out"))
     n_features = file.take("W_E", n_layers, d_model, -1).shape[2]
+    if len(hooks) != 2 * n_layers:
+        raise TranscoderError(
+            f"{meta.path} names {n_layers} hook_points_in and {len(hooks) - n_layers} hook_points_out; expected as "
+            "many of both."
+        )
     activation = meta.need("act_fn")
-    k = int(meta.need("top_k")) if activation == "topk" else 0
+    _refuse_others(file, n_layers, activation)
+    k = whole_number(meta, "top_k") if activation == "topk" else 0
     config = TranscoderConfig(n_layers, d_model, n_features, activation, k, reads, writes)
     scaled = meta.get("norm_activation", "dataset-wise") == "dataset-wise"
     scales = torch.tensor([_scale(file, hook, d_model) if scaled else 1.0 for hook in hooks])
@@ -73,7 +80,9 @@ class _Weights:
         if config.activation != "jumprelu":
             return Encoder(W_enc * norm[:, None], b_enc * norm, b_dec)
         name = "activation_function.log_jumprelu_threshold"
-        return Encoder(W_enc, b_enc, b_dec, file.take(name, n_layers, n_features)[layer].float().exp() / norm)
+        threshold = file.take(name, n_layers, n_features)[layer].float().exp() / norm
+        # A feature that writes nothing never fires, even at a threshold of 0 / 0.
+        return Encoder(W_enc, b_enc, b_dec, threshold.masked_fill(norm == 0, float("inf")))
 
     def decoder(self, layer: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "row reach d_model"]:
         stored = torch.stack([target[rows] for target in self._targets(layer)], dim=1).float()
@@ -109,6 +118,15 @@ def _refuse_what_cannot_be_exact(folder: Path, meta: Settings) -> None:
             f"{folder} is normalised {norm}, by what each prompt holds; that cannot be folded into weights: train with "
             "dataset-wise norms."
         )
+
+
+def _refuse_others(file: TensorFile, n_layers: int, activation: str) -> None:
+    known = ["W_E", "b_E", *(f"{name}.{layer}" for name in ("W_D", "b_D") for layer in range(n_layers))]
+    if activation == "jumprelu":
+        known.append("activation_function.log_jumprelu_threshold")
+    file.refuse_others(
+        [*known, *(name for name in file.tensors if name.startswith("dataset_average_activation_norm."))]
+    )
 
 
 def _hook(points: list[str]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from transcoders.config import TranscoderConfig
 from transcoders.errors import TranscoderError
+from transcoders.formats.checks import usable, whole_number
 from transcoders.settings import Settings, read_settings
 from transcoders.stored import Encoder, Stored, TensorFile, map_tensors
 
@@ -24,6 +25,11 @@ FOLDER = re.compile(r"(?:.*\.)?(?:h|layers)\.(\d+)\.mlp")
 BEFORE_NORM = ("post_attention_layernorm", "pre_feedforward_layernorm", "ln_2")
 """Modules whose input is the residual stream before the MLP: a run may read there rather than at the MLP."""
 KNOWN = re.compile(r"encoder\.(weight|bias)|(W_dec|b_dec|W_skip|post_enc|post_enc_scale)(s\.\d+)?|(in|out)_norm")
+SETTINGS = {
+    "W_skip": "skip_connection", "post_enc_scale": "post_encoder_scale",
+    "in_norm": "normalize_io", "out_norm": "normalize_io",
+}  # fmt: skip
+"""The setting with which each tensor is saved, and only with it."""
 REFUSED = {
     "topk_coalesced": "keeps the largest activations of all layers together",
     "secondary_target_tied": "leaves other layers' scales out",
@@ -45,9 +51,11 @@ def read(folder: Path) -> Stored:
     meta, variant = layers[0].meta, layers[0].variant
     for layer in layers:
         _refuse_what_cannot_be_exact(layer, layers[0])
+        _refuse_offsets(layer)
+    _refuse_other_shapes(layers)
     is_jump = meta.get("activation") == "jumprelu"
     config = TranscoderConfig(
-        len(layers), d_model, n_features, "jumprelu" if is_jump else "topk", 0 if is_jump else int(meta.need("k")),
+        len(layers), d_model, n_features, "jumprelu" if is_jump else "topk", 0 if is_jump else whole_number(meta, "k"),
         _reads(folder), "mlp.hook_out", cross_layer=layers[0].n_targets > 1, skip=bool(meta.get("skip_connection")),
     )  # fmt: skip
     weights = _Weights(layers, config, variant)
@@ -73,12 +81,29 @@ class _Layer:
     def open(cls, folder: Path) -> "_Layer":
         file = map_tensors(folder / "sae.safetensors")
         file.refuse_others([name for name in file.tensors if KNOWN.fullmatch(name)])
-        return cls(read_settings(folder / "cfg.json"), file)
+        layer = cls(read_settings(folder / "cfg.json"), file)
+        for name in file.tensors:
+            layer.refuse_unused(name)
+        return layer
+
+    def refuse_unused(self, name: str) -> None:
+        """Refuse a tensor that the settings do not speak of: it would be left out."""
+        stem, _, number = name.partition("s.")
+        setting = SETTINGS.get(stem)
+        if setting and not self.meta.get(setting):
+            raise TranscoderError(
+                f"{self.file.path} holds {name}, but cfg.json beside it does not say {setting}: true; copy both again."
+            )
+        if number and int(number) >= self.n_targets:
+            raise TranscoderError(
+                f"{self.file.path} holds {name}, but cfg.json beside it says n_targets: {self.n_targets}; copy both "
+                "again."
+            )
 
     @property
     def n_targets(self) -> int:
         """How many layers it writes to, its own included."""
-        return max(1, self.meta.get("n_targets", 0))
+        return max(1, whole_number(self.meta, "n_targets", 0))
 
     @property
     def variant(self) -> str:
@@ -88,7 +113,9 @@ class _Layer:
     def norm(self, side: str) -> float:
         """The scale of one side: √d where the run had none."""
         d_model = self.file.tensors["encoder.weight"].shape[1]
-        return float(self.file.take(f"{side}_norm", 1)) if self.meta.get("normalize_io") else d_model**0.5
+        if not self.meta.get("normalize_io"):
+            return d_model**0.5
+        return float(usable(self.file.take(f"{side}_norm", 1), f"{side}_norm", self.file.path))
 
     def at(self, name: str, offset: int, *shape: int) -> Tensor:
         """A tensor that may be stored once, or once for each target."""
@@ -196,8 +223,29 @@ def _refuse_what_cannot_be_exact(layer: _Layer, first: _Layer) -> None:
         raise TranscoderError(
             f"{where} has another activation, k or kind of decoder than layer 0; expected one of all."
         )
+
+
+def _refuse_other_shapes(layers: Sequence[_Layer]) -> None:
+    """Refuse layers that do not fit together: what only some of them have would be left out."""
+    first = layers[0]
+    for number, layer in enumerate(layers):
+        where = layer.file.path.parent
+        if bool(layer.meta.get("skip_connection")) != bool(first.meta.get("skip_connection")):
+            raise TranscoderError(f"{where} and layer 0 differ in skip_connection; expected it of all layers or none.")
+        if layer.n_targets > (len(layers) - number if first.n_targets > 1 else 1):
+            raise TranscoderError(
+                f"{where} writes to {layer.n_targets} layers, more than there are above it, or more than layer 0 does; "
+                "copy the missing layers."
+            )
+
+
+def _refuse_offsets(layer: _Layer) -> None:
+    """Refuse what is added to active features, unless it makes a threshold."""
+    where, activation = layer.file.path.parent, layer.meta.get("activation", "topk")
     n_features = layer.file.take("encoder.weight", -1, -1).shape[0]
     offsets = [layer.offset(target, n_features) for target in range(layer.n_targets)]
+    if any(bool(offset.isnan().any()) for offset in offsets):
+        raise TranscoderError(f"post_enc in {layer.file.path} holds NaN; copy or download the transcoder again.")
     if activation == "topk" and any(bool(offset.any()) for offset in offsets):
         raise TranscoderError(
             f"{where} adds post_enc to active features, which is exact only where fewer than k features are active; "

@@ -7,7 +7,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from tests.transcoders.formats.readings import assert_computes, normal
-from transcoders import TranscoderError, load, open_stored
+from transcoders import TranscoderError, load, load_on_demand, open_stored
 
 N_LAYERS, D_MODEL, N_FEATURES = 3, 6, 9
 HOOKS = {"feature_input_hook": "hook_resid_mid", "feature_output_hook": "hook_mlp_out", "model_name": "some/model"}
@@ -17,7 +17,7 @@ def write_config(folder, **meta):
     (folder / "config.yaml").write_text(yaml.safe_dump(HOOKS | meta), encoding="utf-8")
 
 
-def write_cross_layer(folder, *, threshold=False, skip=False):
+def write_cross_layer(folder, *, threshold=False, skip=False, **meta):
     random = normal(0)
     layers = []
     for i in range(N_LAYERS):
@@ -34,8 +34,14 @@ def write_cross_layer(folder, *, threshold=False, skip=False):
         save_file(encoder, folder / f"W_enc_{i}.safetensors")
         save_file(decoder, folder / f"W_dec_{i}.safetensors")
         layers.append(layer)
-    write_config(folder, model_kind="cross_layer_transcoder")
+    write_config(folder, model_kind="cross_layer_transcoder", **meta)
     return layers
+
+
+def change(path, drop=(), **tensors):
+    """Take tensors out of a file, or put others in."""
+    kept = {name: tensor for name, tensor in load_file(path).items() if name not in drop}
+    save_file(kept | tensors, path)
 
 
 def cross_layer_outputs(layers, x):
@@ -52,7 +58,9 @@ def cross_layer_outputs(layers, x):
     return torch.stack(outputs)
 
 
-def write_per_layer(folder, n_features=N_FEATURES, *, threshold=False, skip=False, transposed=False, **meta):
+def write_per_layer(
+    folder, n_features=N_FEATURES, *, threshold=False, skip=False, transposed=False, stored_k=None, **meta
+):
     random = normal(1)
     layers = []
     for i in range(N_LAYERS):
@@ -65,6 +73,8 @@ def write_per_layer(folder, n_features=N_FEATURES, *, threshold=False, skip=Fals
         if skip:
             layer["W_skip"] = random(D_MODEL, D_MODEL)
         written = layer | ({"W_dec": layer["W_dec"].T.contiguous()} if transposed else {})
+        if stored_k is not None:  # as circuit-tracer saves its TopK transcoders
+            written["k"] = stored_k
         save_file(written, folder / f"layer_{i}.safetensors")
         layers.append(layer)
     write_config(folder, model_kind="transcoder_set", **meta)
@@ -110,6 +120,13 @@ def test_a_cross_layer_transcoder_computes_what_circuit_tracer_computes(tmp_path
         (jump_relu, {"threshold": True, "skip": True}),
         (top_two, {"activation": "topk", "k": 2, "skip": True}),
         (relu, {"transposed": True, "activation": "relu"}),
+        (relu, {"activation": "ReLU", "k": 2}),
+        (jump_relu, {"threshold": True, "activation": "JumpReLU"}),
+        (jump_relu, {"threshold": True, "activation": "jump_relu", "k": 2}),
+        (top_two, {"activation": "TopK", "k": 2}),
+        (top_two, {"stored_k": torch.tensor(2)}),
+        (top_two, {"stored_k": torch.tensor(2.0, dtype=torch.bfloat16), "activation": "topk"}),
+        (top_two, {"stored_k": torch.tensor(2), "activation": "topk", "k": 2}),
     ],
 )
 def test_a_per_layer_transcoder_computes_what_circuit_tracer_computes(tmp_path, activate, settings):
@@ -193,4 +210,160 @@ def test_a_config_without_a_kind_is_refused(tmp_path):
 def test_a_hook_nobody_knows_is_refused(tmp_path):
     write_per_layer(tmp_path, feature_input_hook="hook_resid_pre")
     with pytest.raises(TranscoderError, match="reads is 'hook_resid_pre'; expected one of hook_resid_mid"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("write", [write_cross_layer, write_per_layer])
+@pytest.mark.parametrize("threshold", [False, True])
+@pytest.mark.parametrize("activation", ["batchtopk", "GroupMax", "none", 3])
+def test_an_activation_nobody_knows_is_refused(tmp_path, write, threshold, activation):
+    write(tmp_path, threshold=threshold, activation=activation, k=2)
+    message = f"activation in .*config.yaml is {activation!r}; expected relu, jumprelu or topk"
+    with pytest.raises(TranscoderError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("write", [write_cross_layer, write_per_layer])
+@pytest.mark.parametrize(
+    ("activation", "threshold", "message"),
+    [
+        ("relu", True, "means activation relu, but the transcoder's files hold thresholds; expected thresholds with"),
+        ("topk", True, "means activation topk, but the transcoder's files hold thresholds; expected thresholds with"),
+        ("jumprelu", False, "means activation jumprelu, but the transcoder's files hold no thresholds; expected"),
+    ],
+)
+def test_thresholds_must_be_there_for_jumprelu_and_only_for_it(tmp_path, write, activation, threshold, message):
+    write(tmp_path, threshold=threshold, activation=activation, k=2)
+    with pytest.raises(TranscoderError, match=message):
+        load(tmp_path)
+
+
+def test_thresholds_and_a_k_in_the_files_are_refused(tmp_path):
+    write_per_layer(tmp_path, threshold=True, stored_k=torch.tensor(2))
+    with pytest.raises(
+        TranscoderError, match="means activation topk, but the transcoder's files hold thresholds and k"
+    ):
+        load(tmp_path)
+
+
+def test_gemma_scopes_jumprelu_is_not_read_as_another_activation(tmp_path):
+    write_config(tmp_path, model_kind="cross_layer_transcoder", transcoders=["a"], activation="topk", k=2)
+    with pytest.raises(TranscoderError, match="means activation topk, but the transcoder's files hold thresholds"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["threshold", "W_skip"])
+@pytest.mark.parametrize("lacking", [0, 1, 2])
+def test_a_tensor_that_one_layer_lacks_is_refused(tmp_path, name, lacking):
+    write_cross_layer(tmp_path, threshold=True, skip=True)
+    change(tmp_path / f"W_enc_{lacking}.safetensors", drop=[f"{name}_{lacking}"])
+    other = 1 if lacking == 0 else 0
+    message = (
+        f"W_enc_{lacking}.safetensors lacks {name}_{lacking}, but .*W_enc_{other}.safetensors holds {name}_{other}"
+    )
+    with pytest.raises(TranscoderError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("W_enc_1", "log_thresholds_1"), ("W_enc_1", "threshold_0"), ("W_enc_0", "k"), ("W_dec_1", "W_dec_0")],
+)
+def test_a_tensor_nobody_knows_is_refused_in_a_cross_layer_transcoder(tmp_path, file, name):
+    write_cross_layer(tmp_path)
+    change(tmp_path / f"{file}.safetensors", **{name: torch.zeros(N_FEATURES)})
+    with pytest.raises(TranscoderError, match=f"{file}.safetensors holds {name}, which this reader does not know"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(N_FEATURES + 1, D_MODEL), (N_FEATURES, 1)])
+def test_a_per_layer_decoder_of_another_shape_is_refused(tmp_path, shape):
+    write_per_layer(tmp_path)
+    change(tmp_path / "layer_1.safetensors", W_dec=torch.zeros(shape))
+    with pytest.raises(TranscoderError, match=r"W_dec in .*layer_1.safetensors has shape .*; expected \(9, 6\)"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("read", [load, load_on_demand])
+@pytest.mark.parametrize("write", [write_cross_layer, write_per_layer])
+def test_a_threshold_that_is_nan_is_refused_and_one_that_is_infinite_is_read(tmp_path, read, write):
+    write(tmp_path, threshold=True)
+    name, file = "activation_function.threshold", tmp_path / "layer_1.safetensors"
+    if write is write_cross_layer:
+        name, file = "threshold_1", tmp_path / "W_enc_1.safetensors"
+    threshold = load_file(file)[name]
+    threshold[4] = float("inf")
+    change(file, **{name: threshold})
+    assert float(read(tmp_path).threshold[1, 4]) == float("inf")
+    threshold[6] = float("nan")
+    change(file, **{name: threshold})
+    with pytest.raises(TranscoderError, match=r"layer 1 of .* has NaN in 1 of its 9 thresholds, first for feature 6;"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("read", [load, load_on_demand])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_skip_connection_that_is_no_number_is_refused(tmp_path, read, value):
+    write_cross_layer(tmp_path, skip=True)
+    change(tmp_path / "W_enc_2.safetensors", W_skip_2=torch.full((D_MODEL, D_MODEL), value))
+    with pytest.raises(TranscoderError, match=r"layer 2 of .* has a skip connection \(W_skip\) with NaN or infinite"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("other", [3, None])
+def test_a_k_that_differs_between_layers_is_refused(tmp_path, other):
+    write_per_layer(tmp_path, stored_k=torch.tensor(2))
+    change(tmp_path / "layer_1.safetensors", drop=["k"], **({} if other is None else {"k": torch.tensor(other)}))
+    with pytest.raises(TranscoderError, match=rf"k is {other} in .*layer_1.safetensors and 2 in .*layer_0.safetensors"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"k": 3}, r"config.yaml says k: 3, but the files beside it hold k = 2; correct the wrong one"),
+        ({"activation": "relu"}, "means activation relu, but the transcoder's files hold k; expected"),
+    ],
+)
+def test_a_config_that_contradicts_the_k_of_the_files_is_refused(tmp_path, meta, message):
+    write_per_layer(tmp_path, stored_k=torch.tensor(2), **meta)
+    with pytest.raises(TranscoderError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("write", [write_cross_layer, write_per_layer])
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"activation": "topk", "k": "abc"}, r"k in .*config.yaml is 'abc'; expected a whole number"),
+        ({"activation": "topk", "k": 2.5}, r"k in .*config.yaml is 2.5; expected a whole number"),
+        ({"activation": "topk", "k": True}, r"k in .*config.yaml is True; expected a whole number"),
+        ({"activation": "topk", "k": 0}, "k is 0 with activation 'topk'"),
+        ({"activation": "topk", "k": 100_000}, "k is 100000 of 9 features a layer; expected fewer active than there"),
+        ({"k": 2}, "config.yaml says k: 2 and no activation; expected activation: topk, or relu without k"),
+    ],
+)
+def test_a_k_that_cannot_be_is_refused(tmp_path, write, meta, message):
+    write(tmp_path, **meta)
+    with pytest.raises(TranscoderError, match=message):
+        load(tmp_path)
+
+
+def test_a_stored_k_that_is_no_whole_number_is_refused(tmp_path):
+    write_per_layer(tmp_path, stored_k=torch.tensor(float("nan")))
+    with pytest.raises(TranscoderError, match=r"k in .*layer_0.safetensors is nan; expected a whole number"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ("layer_0.safetensors", "transcoders in .* is 'layer_0.safetensors'; expected a list of files, one per layer"),
+        ([{"id": "first"}], "transcoders in .* for layer 0; expected the file of that layer"),
+        ([{"layer": 1, "filepath": "layer_1.safetensors"}], "transcoders in .* for layer 0; expected the file of that"),
+    ],
+)
+def test_a_list_of_files_that_is_none_or_out_of_order_is_refused(tmp_path, listed, message):
+    write_per_layer(tmp_path, transcoders=listed)
+    with pytest.raises(TranscoderError, match=message):
         load(tmp_path)

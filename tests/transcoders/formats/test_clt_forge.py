@@ -155,7 +155,10 @@ def test_shards_that_overwrote_each_other_are_refused(tmp_path):
     ("changes", "message"),
     [
         ({"activation_fn": "groupmax", "k": 2}, "uses groupmax, which has no equal here; expected jumprelu or topk"),
+        ({"activation_fn": "topk", "k": "abc"}, r"k in .*clt_cfg.json is 'abc'; expected a whole number"),
+        ({"activation_fn": "topk", "k": 100_000}, "k is 100000 of 9 features a layer"),
         ({"n_layers": None}, r"clt_cfg.json does not say n_layers"),
+        ({"n_layers": "3"}, r"n_layers in .*clt_cfg.json is '3'; expected a whole number"),
         ({"n_layers": 4}, r"W_enc in .* has shape \(3, 6, 9\); expected \(4, 6, any\)"),
     ],
 )
@@ -188,3 +191,31 @@ def test_broken_settings_are_refused(tmp_path):
     with pytest.raises(TranscoderError, match=r"clt_cfg.json cannot be read \(Expecting property name"):
         load(tmp_path)
     assert load_file(tmp_path / "clt_weights.safetensors")
+
+
+def test_whole_and_low_rank_decoders_together_are_refused(tmp_path):
+    save_file(tensors() | {"lora_A": torch.zeros(3, N_FEATURES, 2)}, tmp_path / "clt_weights.safetensors")
+    write_config(tmp_path)
+    with pytest.raises(TranscoderError, match=r"holds decoders both whole \(W_dec\) and low-rank; expected one kind"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])
+def test_a_scale_that_was_never_estimated_is_refused(tmp_path, scale):
+    whole = tensors()
+    whole["estimated_norm_scaling_factor_in"][1] = scale
+    save_file(whole, tmp_path / "clt_weights.safetensors")
+    write_config(tmp_path)
+    with pytest.raises(
+        TranscoderError, match=r"estimated_norm_scaling_factor_in in .* is 0, NaN or infinite somewhere"
+    ):
+        load(tmp_path)
+
+
+def test_a_threshold_that_is_nan_is_refused(tmp_path):
+    whole = tensors()
+    whole["log_threshold"][1, 5:7] = float("nan")
+    save_file(whole, tmp_path / "clt_weights.safetensors")
+    write_config(tmp_path)
+    with pytest.raises(TranscoderError, match=r"layer 1 of .* has NaN in 2 of its 9 thresholds, first for feature 5;"):
+        load(tmp_path)

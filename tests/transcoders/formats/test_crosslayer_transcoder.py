@@ -114,7 +114,9 @@ def test_folded_weights_are_not_folded_again(tmp_path):
 
 def test_a_lightning_checkpoint_is_read(tmp_path):
     whole = tensors("JumpReLU")
-    torch.save({"state_dict": {f"model.{name}": value for name, value in whole.items()}}, tmp_path / "clt.ckpt")
+    training = {"last_active": torch.zeros(N_LAYERS, N_FEATURES, dtype=torch.int64)}
+    model = {f"model.{name}": value for name, value in whole.items()}
+    torch.save({"state_dict": training | model}, tmp_path / "clt.ckpt")
     write_config(tmp_path, "JumpReLU")
     x = normal(4)(N_LAYERS, 8, D_MODEL)
     assert_computes(tmp_path, tmp_path, x, outputs(whole, x, "JumpReLU"))
@@ -160,4 +162,64 @@ def test_a_missing_decoder_is_refused(tmp_path):
     save_file(whole, tmp_path / "checkpoint.safetensors")
     write_config(tmp_path, "ReLU")
     with pytest.raises(TranscoderError, match=r"lacks the tensor decoder.W_1"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "nonlinearity"),
+    [
+        ("decoder.W_3", "ReLU"),
+        ("skip.W", "ReLU"),
+        ("nonlinearity.theta", "ReLU"),
+        ("nonlinearity.threshold", "JumpReLU"),
+    ],
+)
+def test_a_tensor_that_the_kind_does_not_have_is_refused(tmp_path, name, nonlinearity):
+    save_file(tensors(nonlinearity) | {name: torch.zeros(1)}, tmp_path / "checkpoint.safetensors")
+    write_config(tmp_path, nonlinearity)
+    with pytest.raises(TranscoderError, match=f"checkpoint.safetensors holds {name}, which this reader does not know"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("k", "message"), [("abc", "k in .*config.yaml is 'abc'; expected a whole"), (100_000, "k is 100000 of 9 features")]
+)
+def test_a_k_that_cannot_be_is_refused(tmp_path, k, message):
+    save_file(tensors("PerLayerTopK"), tmp_path / "checkpoint.safetensors")
+    write_config(tmp_path, "PerLayerTopK", k=k)
+    with pytest.raises(TranscoderError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["ReLU", {"init_args": {}}])
+def test_a_nonlinearity_without_a_class_is_refused(tmp_path, part):
+    save_file(tensors("ReLU"), tmp_path / "checkpoint.safetensors")
+    saved = {"model": {"init_args": {"nonlinearity": part}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved), encoding="utf-8")
+    with pytest.raises(TranscoderError, match="where a class is named; expected its class_path"):
+        load(tmp_path)
+
+
+def test_arguments_left_empty_name_no_k(tmp_path):
+    save_file(tensors("PerLayerTopK"), tmp_path / "checkpoint.safetensors")
+    saved = {"model": {"init_args": {"nonlinearity": {"class_path": "x.PerLayerTopK", "init_args": None}}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved), encoding="utf-8")
+    with pytest.raises(TranscoderError, match=r"config.yaml does not say how many features PerLayerTopK keeps"):
+        load(tmp_path)
+
+
+def test_a_deviation_of_zero_is_refused(tmp_path):
+    whole = tensors("ReLU", "Dimensionwise")
+    whole["input_standardizer.std"][1, 2] = 0
+    save_file(whole, tmp_path / "checkpoint.safetensors")
+    write_config(tmp_path, "ReLU", "Dimensionwise")
+    with pytest.raises(TranscoderError, match=r"input_standardizer.std in .* is 0, NaN or infinite somewhere"):
+        load(tmp_path)
+
+
+def test_a_threshold_that_is_nan_is_refused(tmp_path):
+    whole = tensors("PerLayerBatchTopK") | {"nonlinearity.threshold": torch.tensor([0.4, float("nan"), 0.9])}
+    save_file(whole, tmp_path / "checkpoint.safetensors")
+    write_config(tmp_path, "PerLayerBatchTopK")
+    with pytest.raises(TranscoderError, match=r"layer 1 of .* has NaN in 9 of its 9 thresholds"):
         load(tmp_path)

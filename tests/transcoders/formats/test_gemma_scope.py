@@ -188,3 +188,79 @@ def test_an_npz_with_pickled_objects_is_refused(tmp_path):
         assert zipfile.is_zipfile(path)
         with pytest.raises(TranscoderError, match=r"params.npz cannot be read"):
             load(tmp_path)
+
+
+def test_a_skip_connection_that_layer_0_lacks_is_refused(tmp_path):
+    write_cross_layer(tmp_path, affine=False)
+    path = tmp_path / "params_layer_1.safetensors"
+    save_file(load_file(path) | {"affine_skip_connection": torch.ones(D_MODEL, D_MODEL)}, path)
+    message = (
+        r"layer_0.safetensors lacks affine_skip_connection, but .*layer_1.safetensors holds affine_skip_connection"
+    )
+    with pytest.raises(TranscoderError, match=message):
+        load(tmp_path)
+
+
+def test_a_tensor_nobody_knows_is_refused_in_every_kind_of_file(tmp_path):
+    for kind, write in (
+        ("first", write_first),
+        ("second", lambda folder: write_second(folder, affine=False)),
+        ("across", lambda folder: write_cross_layer(folder, affine=False)),
+    ):
+        folder = tmp_path / kind
+        folder.mkdir()
+        write(folder)
+        path = max(path for path in folder.rglob("params*") if path.is_file())
+        if path.suffix == ".npz":
+            np.savez(path, **np.load(path), gate=np.zeros(1))
+        else:
+            save_file(load_file(path) | {"gate": torch.zeros(1)}, path)
+        with pytest.raises(TranscoderError, match="holds gate, which this reader does not know"):
+            load(folder)
+
+
+def test_another_architecture_is_refused(tmp_path):
+    write_second(tmp_path, affine=False)
+    path = tmp_path / "layer_1_width_16k_l0_small" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architecture": "batch_topk"}), encoding="utf-8")
+    with pytest.raises(TranscoderError, match=r"architecture in .* is batch_topk; expected jump_relu"):
+        load(tmp_path)
+
+
+def test_hooks_that_are_no_text_are_refused(tmp_path):
+    write_second(tmp_path, affine=False)
+    path = tmp_path / "layer_1_width_16k_l0_small" / "config.json"
+    path.write_text(json.dumps({"hf_hook_point_in": ["model.layers.1.output"]}), encoding="utf-8")
+    with pytest.raises(TranscoderError, match=r"reads \['model.layers.1.output'\] .*; expected a transcoder of"):
+        load(tmp_path)
+
+
+def test_a_threshold_that_is_nan_is_refused(tmp_path):
+    layers = write_first(tmp_path)
+    path = tmp_path / "layer_2" / "width_16k" / "average_l0_7" / "params.npz"
+    layers[2]["threshold"][4] = np.nan
+    np.savez(path, **layers[2])
+    with pytest.raises(TranscoderError, match=r"layer 2 of .* has NaN in 1 of its 10 thresholds, first for feature 4;"):
+        load(tmp_path)
+
+
+def test_a_skip_connection_that_is_nan_is_refused(tmp_path):
+    write_cross_layer(tmp_path, affine=True)
+    path = tmp_path / "params_layer_2.safetensors"
+    save_file(load_file(path) | {"affine_skip_connection": torch.full((D_MODEL, D_MODEL), float("nan"))}, path)
+    with pytest.raises(TranscoderError, match=r"layer 2 of .* has a skip connection \(W_skip\) with NaN or infinite"):
+        load(tmp_path)
+
+
+def test_an_npz_that_holds_words_or_broken_data_is_refused(tmp_path):
+    write_first(tmp_path)
+    path = tmp_path / "layer_0" / "width_16k" / "average_l0_7" / "params.npz"
+    np.savez(path, W_enc=np.array(["words"]))
+    with pytest.raises(TranscoderError, match=r"params.npz cannot be read \(can't convert"):
+        load(tmp_path)
+    np.savez_compressed(path, W_enc=np.arange(1000))
+    path.write_bytes(
+        path.read_bytes()[:60] + bytes(byte ^ 0x55 for byte in path.read_bytes()[60:200]) + path.read_bytes()[200:]
+    )
+    with pytest.raises(TranscoderError, match=r"params.npz cannot be read \(Error -3 while decompressing"):
+        load(tmp_path)

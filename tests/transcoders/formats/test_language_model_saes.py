@@ -22,12 +22,12 @@ def write_config(folder, **changes):
     (folder / "config.json").write_text(json.dumps(meta | changes), encoding="utf-8")
 
 
-def tensors():
+def tensors(activation="jumprelu"):
     random = normal(0)
-    whole = {
-        "W_E": random(N_LAYERS, D_MODEL, N_FEATURES), "b_E": random(N_LAYERS, N_FEATURES),
-        "activation_function.log_jumprelu_threshold": random(N_LAYERS, N_FEATURES),
-    }  # fmt: skip
+    whole = {"W_E": random(N_LAYERS, D_MODEL, N_FEATURES), "b_E": random(N_LAYERS, N_FEATURES)}
+    threshold = random(N_LAYERS, N_FEATURES)
+    if activation == "jumprelu":
+        whole["activation_function.log_jumprelu_threshold"] = threshold
     for target in range(N_LAYERS):
         whole[f"W_D.{target}"] = random(target + 1, N_FEATURES, D_MODEL)
         whole[f"b_D.{target}"] = random(D_MODEL)
@@ -68,7 +68,7 @@ def outputs(whole, x, activation, *, include_norm, dataset_wise):
 @pytest.mark.parametrize("include_norm", [True, False])
 @pytest.mark.parametrize("norm", ["dataset-wise", "inference"])
 def test_it_computes_what_language_model_saes_computes(tmp_path, activation, include_norm, norm):
-    whole = tensors()
+    whole = tensors(activation)
     save_file(whole, tmp_path / "sae_weights.safetensors", metadata={"version": "2.0.0"})
     write_config(tmp_path, act_fn=activation, sparsity_include_decoder_norm=include_norm, norm_activation=norm)
     x = normal(1)(N_LAYERS, 8, D_MODEL)
@@ -85,11 +85,13 @@ def test_weights_saved_by_torch_are_read_too(tmp_path):
 
 
 def test_a_feature_that_writes_nothing_never_fires(tmp_path):
-    whole = tensors()
-    for target in range(N_LAYERS):
-        whole[f"W_D.{target}"][0, 4] = 0
-    save_file(whole, tmp_path / "sae_weights.safetensors")
     for activation in ("jumprelu", "topk"):
+        whole = tensors(activation)
+        for target in range(N_LAYERS):
+            whole[f"W_D.{target}"][0, 4] = 0
+        if activation == "jumprelu":
+            whole["activation_function.log_jumprelu_threshold"][0, 4] = -1000
+        save_file(whole, tmp_path / "sae_weights.safetensors")
         write_config(tmp_path, act_fn=activation)
         transcoder = load(tmp_path)
         activations = transcoder.encode(100 * normal(3)(N_LAYERS, 50, D_MODEL))
@@ -129,6 +131,9 @@ def test_pickled_objects_are_refused(tmp_path, capsys):
         ({"hook_points_in": IN[::-1]}, "expected one hook of every layer from 0 on"),
         ({"hook_points_in": ["blocks.0.hook_q", "blocks.1.hook_q", "blocks.2.hook_q"]}, "reads is 'hook_q'; expected"),
         ({"d_model": None}, "config.json does not say d_model"),
+        ({"d_model": "6"}, r"d_model in .*config.json is '6'; expected a whole number"),
+        ({"hook_points_out": OUT[:2]}, "names 3 hook_points_in and 2 hook_points_out; expected as many of both"),
+        ({"act_fn": "relu"}, "holds activation_function.log_jumprelu_threshold, which this reader does not know"),
     ],
 )
 def test_what_cannot_be_exact_is_refused(tmp_path, changes, message):
@@ -163,4 +168,42 @@ def test_missing_decoders_are_refused(tmp_path):
     save_file(whole, tmp_path / "sae_weights.safetensors")
     write_config(tmp_path)
     with pytest.raises(TranscoderError, match=r"lacks the tensor W_D.2"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("k", "message"),
+    [("abc", r"top_k in .*config.json is 'abc'; expected a whole number"), (100_000, "k is 100000 of 9 features")],
+)
+def test_a_k_that_cannot_be_is_refused(tmp_path, k, message):
+    save_file(tensors("topk"), tmp_path / "sae_weights.safetensors")
+    write_config(tmp_path, act_fn="topk", top_k=k)
+    with pytest.raises(TranscoderError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["W_skip", "W_D.3"])
+def test_a_tensor_nobody_knows_is_refused(tmp_path, name):
+    save_file(tensors() | {name: torch.zeros(1)}, tmp_path / "sae_weights.safetensors")
+    write_config(tmp_path)
+    with pytest.raises(TranscoderError, match=f"sae_weights.safetensors holds {name}, which this reader does not know"):
+        load(tmp_path)
+
+
+def test_a_threshold_that_is_nan_is_refused(tmp_path):
+    whole = tensors()
+    whole["activation_function.log_jumprelu_threshold"][2, 3] = float("nan")
+    save_file(whole, tmp_path / "sae_weights.safetensors")
+    write_config(tmp_path)
+    with pytest.raises(TranscoderError, match=r"layer 2 of .* has NaN in 1 of its 9 thresholds, first for feature 3;"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), {"sae": torch.zeros(3)}, ["W_E"]])
+def test_a_file_without_named_tensors_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "sae_weights.pt")
+    write_config(tmp_path)
+    with pytest.raises(
+        TranscoderError, match=r"sae_weights.pt cannot be read \(it holds a (Tensor|list), not tensors by"
+    ):
         load(tmp_path)

@@ -201,6 +201,9 @@ def test_a_run_that_read_somewhere_else_is_refused(tmp_path):
         ({"transcode": False}, "is a sparse autoencoder, which encodes MLP outputs; expected transcode: true"),
         ({"k": 2}, "has another activation, k or kind of decoder than layer 0"),
         ({"k": None}, r"h.1.mlp/cfg.json does not say k"),
+        ({"n_targets": "2"}, r"n_targets in .*h.1.mlp/cfg.json is '2'; expected a whole number"),
+        ({"n_targets": 2}, "writes to 2 layers, more than there are above it, or more than layer 0 does"),
+        ({"skip_connection": True}, "h.1.mlp and layer 0 differ in skip_connection; expected it of all layers or none"),
     ],
 )
 def test_what_cannot_be_exact_is_refused(tmp_path, meta, message):
@@ -249,4 +252,59 @@ def test_a_tensor_nobody_knows_is_refused(tmp_path):
     path = tmp_path / "h.0.mlp" / "sae.safetensors"
     save_file(load_file(path) | {"gate": torch.zeros(1)}, path)
     with pytest.raises(TranscoderError, match=r"holds gate, which this reader does not know"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("k", "message"), [("abc", r"k in .*cfg.json is 'abc'; expected a whole number"), (100_000, "k is 100000 of 9")]
+)
+def test_a_k_that_cannot_be_is_refused(tmp_path, k, message):
+    write_per_layer(tmp_path, skip=False)
+    for layer in range(N_LAYERS):
+        change(tmp_path, layer, k=k)
+    with pytest.raises(TranscoderError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("W_skip", "skip_connection"), ("post_enc_scales.0", "post_encoder_scale"), ("in_norm", "normalize_io")],
+)
+def test_a_tensor_that_the_settings_do_not_speak_of_is_refused(tmp_path, name, setting):
+    write_cross_layer(tmp_path, "untied", skip=False, norms=False, scales=False)
+    path = tmp_path / "h.1.mlp" / "sae.safetensors"
+    save_file(load_file(path) | {name: torch.ones(1)}, path)
+    with pytest.raises(TranscoderError, match=rf"holds {name}, but cfg.json beside it does not say {setting}: true"):
+        load(tmp_path)
+
+
+def test_decoders_beyond_the_targets_are_refused(tmp_path):
+    write_cross_layer(tmp_path, "untied")
+    change(tmp_path, 0, n_targets=2)
+    with pytest.raises(TranscoderError, match=r"holds .*s\.2, but cfg.json beside it says n_targets: 2"):
+        load(tmp_path)
+
+
+def test_a_last_layer_that_was_not_copied_is_missed(tmp_path):
+    write_cross_layer(tmp_path, "untied")
+    (tmp_path / "h.2.mlp" / "cfg.json").unlink()
+    with pytest.raises(TranscoderError, match=r"h.0.mlp writes to 3 layers, more than there are above it"):
+        load(tmp_path)
+
+
+def test_a_norm_of_zero_is_refused(tmp_path):
+    layers = write_cross_layer(tmp_path, "concat")
+    save_file(layers[1] | {"in_norm": torch.zeros(1)}, tmp_path / "h.1.mlp" / "sae.safetensors")
+    with pytest.raises(TranscoderError, match=r"in_norm in .*h.1.mlp.* is 0, NaN or infinite somewhere"):
+        load(tmp_path)
+
+
+def test_offsets_and_skip_connections_that_are_nan_are_refused(tmp_path):
+    layers = write_cross_layer(tmp_path, "concat")
+    path = tmp_path / "h.1.mlp" / "sae.safetensors"
+    save_file(layers[1] | {"post_encs.1": torch.full((N_FEATURES,), float("nan"))}, path)
+    with pytest.raises(TranscoderError, match=r"post_enc in .*h.1.mlp.* holds NaN; copy or download"):
+        load(tmp_path)
+    save_file(layers[1] | {"W_skip": torch.full((D_MODEL, D_MODEL), float("inf"))}, path)
+    with pytest.raises(TranscoderError, match=r"layer 1 of .* has a skip connection \(W_skip\) with NaN or infinite"):
         load(tmp_path)
