@@ -2,8 +2,10 @@
 
     python -m benchmarks.attribution                                  # this package
     python -m benchmarks.attribution --peer ~/peer/bin/python         # and circuit-tracer, from its own environment
+    python -m benchmarks.attribution --shape llama-1b --device cuda --dtype bfloat16 --features 32768
 
-Every number comes from a process of its own on the same files; seconds are medians over the repeats inside it.
+Every number comes from a process of its own on the same files; seconds are medians over the repeats inside it. Ratios
+are the peer's seconds of attribution, of pruning and of the whole process, and its peak memory, by ours.
 """
 
 import json
@@ -21,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.random_case import Case, write_case
+from benchmarks.random_case import GEMMA_2B, LLAMA_1B, Case, write_case
 from graphs import NodeKind
 
 HERE = Path(__file__).parent
@@ -34,6 +36,7 @@ SWEEP = {
     "d 512": replace(BASE, d_model=512),
     "8,192 features, L0 72": replace(BASE, n_features=8192, l0=72),
 }
+SHAPES = {"llama-1b": LLAMA_1B, "gemma-2b": GEMMA_2B}
 
 
 @dataclass(frozen=True)
@@ -41,44 +44,75 @@ class Run:
     """What one process took."""
 
     active: int
-    kept_nodes: int
     attribution_seconds: float
     pruning_seconds: float
     whole_seconds: float
     peak_mb: float
+    """Of the GPU where the process used one."""
+    of_matrix_rate: float | None
+    """Operations a second as a share of what the device does in large matrix products; not known of the peer."""
 
 
 @click.command()
 @click.option("--peer", type=click.Path(exists=True, dir_okay=False), help="Python that has circuit-tracer.")
 @click.option("--only", multiple=True, type=click.Choice(list(SWEEP)), help="Run these cases only.")
+@click.option("--shape", type=click.Choice(list(SHAPES)), help="Run a model of this shape instead.")
+@click.option("--layers", type=int, help="Of the shape, another number.")
+@click.option("--features", type=int, help="A layer; of the shape, another number.")
+@click.option("--l0", type=int, help="Active features a layer and position; of the shape, another number.")
+@click.option("--tokens", type=int, help="Of the shape, another number.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--threads", default=2, show_default=True)
-def main(peer: str | None, only: tuple[str, ...], repeats: int, threads: int) -> None:
+def main(
+    peer: str | None, only: tuple[str, ...], shape: str | None, layers: int | None, features: int | None,
+    l0: int | None, tokens: int | None, device: str, dtype: str, repeats: int, threads: int,
+) -> None:  # fmt: skip
     """Print a table: ours with everything attributed, ours by the coverage rule, and the peer's."""
-    table = Table("case", "active", "tracer", "attribution s", "pruning s", "whole s", "peak MB", "ratio", "agreement")
-    for name in only or SWEEP:
+    changes = {"n_layers": layers, "n_features": features, "l0": l0, "n_tokens": tokens}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes and shape is None:
+        raise click.UsageError("--layers, --features, --l0 and --tokens change a shape; name one with --shape.")
+    cases = {shape: replace(SHAPES[shape], **changes)} if shape else {name: SWEEP[name] for name in only or SWEEP}
+    if peer and any(case.family != "llama" for case in cases.values()):
+        raise click.UsageError("trace_peer.py gives circuit-tracer local Llamas only; leave --peer out for this shape.")
+    shared = [f"--repeats={repeats}", f"--threads={threads}", f"--device={device}", f"--dtype={dtype}"]
+    table = Table(
+        "case", "active", "tracer", "attribution s", "pruning s", "whole s", "peak MB", "of matrix rate",
+        "attribution ×", "pruning ×", "whole ×", "memory ×", "agreement",
+    )  # fmt: skip
+    for name, case in cases.items():
         with tempfile.TemporaryDirectory() as folder:
-            case = Path(folder)
-            write_case(SWEEP[name], case)
-            shared = ["--repeats", str(repeats), "--threads", str(threads)]
-            ours = _run([sys.executable, str(HERE / "trace_ours.py"), folder, *shared, "--edges", f"{folder}/ours.npz"])
-            quick = [sys.executable, str(HERE / "trace_ours.py"), folder, *shared, "--coverage", "0.99"]
-            rule = _run([*quick, "--edges", f"{folder}/rule.npz"])
-            theirs = None
-            if peer:
-                theirs = _run([peer, str(HERE / "trace_peer.py"), folder, *shared, "--edges", f"{folder}/peer.npz"])
-            _row(table, name, "ours, all", ours, theirs, _edge_difference(case) if theirs else "")
-            _row(table, "", "ours, coverage 0.99", rule, theirs, _same_nodes(case, "ours", "rule"))
-            if theirs:
-                _row(table, "", "circuit-tracer", theirs, theirs, "")
-    Console(width=140).print(table)
+            write_case(replace(case, dtype=dtype), Path(folder))
+            _add_case(table, name, Path(folder), peer, shared)
+    Console(width=200).print(table)
+
+
+def _add_case(table: Table, name: str, folder: Path, peer: str | None, shared: list[str]) -> None:
+    ours, rule = (
+        _run([sys.executable, str(HERE / "trace_ours.py"), str(folder), *shared, *more])
+        for more in (
+            [f"--edges={folder}/ours.npz"],
+            ["--coverage=0.99", f"--edges={folder}/rule.npz"],
+        )
+    )
+    theirs = None
+    if peer:
+        theirs = _run([peer, str(HERE / "trace_peer.py"), str(folder), *shared, f"--edges={folder}/peer.npz"])
+    _row(table, name, "ours, all", ours, theirs, _edge_difference(folder) if theirs else "")
+    _row(table, "", "ours, coverage 0.99", rule, theirs, _same_nodes(folder, "ours", "rule"))
+    if theirs:
+        _row(table, "", "circuit-tracer", theirs, theirs, "")
 
 
 def _run(command: list[str]) -> Run:
-    result, whole, peak_mb = measured(command)
+    result, whole, _ = measured(command)
+    seconds = median(result["attribution_seconds"])
+    share = result["operations"] / seconds / result["matrix_rate"] if "operations" in result else None
     return Run(
-        result["active"], result["kept_nodes"], median(result["attribution_seconds"]),
-        median(result["pruning_seconds"]), whole, peak_mb,
+        result["active"], seconds, median(result["pruning_seconds"]), whole - result.get("measuring_seconds", 0),
+        result["peak_mb"], share,
     )  # fmt: skip
 
 
@@ -98,10 +132,14 @@ def measured(command: list[str]) -> tuple[dict, float, float]:
 
 
 def _row(table: Table, case: str, tracer: str, run: Run, peer: Run | None, agreement: str) -> None:
-    ratio = f"{peer.attribution_seconds / run.attribution_seconds:.1f}×" if peer else ""
+    ratios = [""] * 4
+    if peer:
+        fields = ("attribution_seconds", "pruning_seconds", "whole_seconds", "peak_mb")
+        ratios = [f"{getattr(peer, field) / getattr(run, field):.1f}" for field in fields]
     table.add_row(
         case, f"{run.active:,}", tracer, f"{run.attribution_seconds:.3f}", f"{run.pruning_seconds:.3f}",
-        f"{run.whole_seconds:.1f}", f"{run.peak_mb:,.0f}", ratio, agreement,
+        f"{run.whole_seconds:.1f}", f"{run.peak_mb:,.0f}",
+        "" if run.of_matrix_rate is None else f"{run.of_matrix_rate:.0%}", *ratios, agreement,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Write a random Llama and a random cross-layer transcoder with a chosen share of active features, for benchmarks."""
+"""Write a random model and a random cross-layer transcoder with a chosen share of active features, for benchmarks."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from transcoders.activations import mlp_activations
 
@@ -20,6 +21,7 @@ CALIBRATED_ON = 512
 class Case:
     """Shape of one benchmark."""
 
+    family: str = "llama"
     n_layers: int = 8
     d_model: int = 256
     n_features: int = 2048
@@ -28,6 +30,8 @@ class Case:
     """Active features per layer and position, on average."""
     n_heads: int = 8
     n_key_value_heads: int = 4
+    d_head: int | None = None
+    """By default the heads share the width."""
     d_mlp: int = 512
     n_words: int = 1003
     dtype: str = "float32"
@@ -35,19 +39,28 @@ class Case:
     seed: int = 0
 
 
+LLAMA_1B = Case(
+    n_layers=16, d_model=2048, n_features=16_384, l0=50, n_heads=32, n_key_value_heads=8, d_mlp=8192, n_words=128_256
+)
+GEMMA_2B = Case(
+    family="gemma2", n_layers=26, d_model=2304, n_features=16_384, l0=50, n_heads=8, n_key_value_heads=4, d_head=256,
+    d_mlp=9216, n_words=256_000,
+)  # fmt: skip
+"""Llama-3.2-1B's and Gemma-2-2B's shapes, with as many features a layer as the smallest transcoders for them."""
+
+
 @torch.no_grad()
 def write_case(case: Case, folder: Path) -> None:
     """Write model/, transcoder/ (circuit-tracer's layout) and prompt.json."""
     torch.manual_seed(case.seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=case.d_model, intermediate_size=case.d_mlp, num_hidden_layers=case.n_layers,
-            num_attention_heads=case.n_heads, num_key_value_heads=case.n_key_value_heads,
-            head_dim=case.d_model // case.n_heads, vocab_size=case.n_words,
-            max_position_embeddings=max(64, case.n_tokens), bos_token_id=1, eos_token_id=2, pad_token_id=2,
-            tie_word_embeddings=False,
-        )
-    ).to(getattr(torch, case.dtype)).eval()  # fmt: skip
+    config = CONFIG_MAPPING[case.family](
+        hidden_size=case.d_model, intermediate_size=case.d_mlp, num_hidden_layers=case.n_layers,
+        num_attention_heads=case.n_heads, num_key_value_heads=case.n_key_value_heads,
+        head_dim=case.d_head or case.d_model // case.n_heads, vocab_size=case.n_words,
+        max_position_embeddings=max(64, case.n_tokens), bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.dtype)).eval()
     for name, weight in model.named_parameters():
         if weight.ndim == 2:
             weight.normal_(0, 0.5 if "embed" in name else weight.shape[1] ** -0.5)
@@ -73,7 +86,7 @@ def _tokens(case: Case) -> torch.Tensor:
     return tokens
 
 
-def _write_transcoder(case: Case, model: LlamaForCausalLM, tokens: torch.Tensor, folder: Path) -> None:
+def _write_transcoder(case: Case, model: PreTrainedModel, tokens: torch.Tensor, folder: Path) -> None:
     generator = torch.Generator().manual_seed(case.seed + 1)
     keep = torch.ones(1, len(tokens), dtype=torch.bool)
     keep[0, 0] = False

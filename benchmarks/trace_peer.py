@@ -1,13 +1,12 @@
 """Trace one benchmark case with circuit-tracer 0.5.0 and print what it took, as JSON: runs in the peer's environment.
 
-Imports nothing of this package. circuit-tracer takes a local Llama only through TransformerLens with a configuration
-made by hand; nothing is folded or centred, so its edges are those of the plain model.
+Imports nothing of this package but how to measure. circuit-tracer takes a local Llama only through TransformerLens with
+a configuration made by hand; nothing is folded or centred, so its edges are those of the plain model.
 """
 
 import argparse
 import json
 import os
-import time
 from pathlib import Path
 
 for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -24,6 +23,8 @@ from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_llama_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.machine import now, peak_mb
+
 
 def main() -> None:
     """Load, attribute `--repeats` times, prune, and describe."""
@@ -32,40 +33,44 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--edges", type=Path, help="Write the dense adjacency here (.npz).")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     prompt = json.loads((options.case / "prompt.json").read_text())["prompt"]
     transcoder, _ = load_transcoder_from_hub(
-        str((options.case / "transcoder").resolve()), device=torch.device("cpu"), dtype=torch.float32
-    )
-    model = _model(options.case / "model", transcoder)
+        str((options.case / "transcoder").resolve()), device=torch.device(options.device),
+        dtype=getattr(torch, options.dtype),
+    )  # fmt: skip
+    model = _model(options.case / "model", transcoder, options.device, getattr(torch, options.dtype))
     attribution, pruning = [], []
     for _ in range(options.repeats):
         graph = pruned = None  # or the last one would count in the peak
-        start = time.perf_counter()
+        start = now(options.device)
         graph = attribute(prompt, model, max_n_logits=10, desired_logit_prob=0.95, batch_size=options.batch_size)
-        attribution.append(time.perf_counter() - start)
-        start = time.perf_counter()
+        attribution.append(now(options.device) - start)
+        start = now(options.device)
         pruned = prune_graph(graph, 0.8, 0.98)
-        pruning.append(time.perf_counter() - start)
+        pruning.append(now(options.device) - start)
     if options.edges:
         np.savez(
-            options.edges, features=graph.active_features.numpy(), adjacency=graph.adjacency_matrix.numpy(),
-            kept=pruned.node_mask.numpy(), n_logits=len(graph.logit_targets),
+            options.edges, features=graph.active_features.cpu().numpy(),
+            adjacency=graph.adjacency_matrix.float().cpu().numpy(), kept=pruned.node_mask.cpu().numpy(),
+            n_logits=len(graph.logit_targets),
         )  # fmt: skip
     print(
         json.dumps(
             {
                 "active": len(graph.active_features), "attribution_seconds": attribution, "pruning_seconds": pruning,
-                "kept_nodes": int(pruned.node_mask.sum()),
+                "kept_nodes": int(pruned.node_mask.sum()), "peak_mb": peak_mb(options.device),
             }
         )
     )  # fmt: skip
 
 
-def _model(folder: Path, transcoder) -> TransformerLensReplacementModel:
-    network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+def _model(folder: Path, transcoder, device: str, dtype: torch.dtype) -> TransformerLensReplacementModel:
+    network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
     c, path = network.config, str(folder)
     config = HookedTransformerConfig(
         n_layers=c.num_hidden_layers, d_model=c.hidden_size, n_heads=c.num_attention_heads, d_head=c.head_dim,
@@ -73,7 +78,7 @@ def _model(folder: Path, transcoder) -> TransformerLensReplacementModel:
         n_ctx=c.max_position_embeddings, eps=c.rms_norm_eps, act_fn="silu", gated_mlp=True, normalization_type="RMS",
         final_rms=True, positional_embedding_type="rotary", rotary_dim=c.head_dim, rotary_adjacent_pairs=False,
         rotary_base=10000, original_architecture="LlamaForCausalLM", tokenizer_name=path, model_name=path,
-        tokenizer_prepends_bos=False, dtype=torch.float32, device="cpu", init_weights=False,
+        tokenizer_prepends_bos=False, dtype=dtype, device=device, init_weights=False,
     )  # fmt: skip
     model = TransformerLensReplacementModel(config, tokenizer=AutoTokenizer.from_pretrained(path))
     model.load_and_process_state_dict(

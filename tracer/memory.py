@@ -29,5 +29,5 @@ def explaining_lack_of_memory(advice: str = TRACE_LESS) -> Iterator[None]:
 
 def is_lack_of_memory(error: Exception) -> bool:
     """Whether an allocation failed; on a CPU torch raises a plain RuntimeError, known by its text only."""
-    texts = ("not enough memory", "can't allocate", "Cannot allocate memory")
+    texts = ("not enough memory", "can't allocate", "Cannot allocate memory", "can't start new thread")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

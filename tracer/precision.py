@@ -1,10 +1,12 @@
-"""Run a model with half-precision weights in full precision: exact, and no second copy of the weights."""
+"""Run a model in a precision wider than that of its weights or kernels: exact, and no second copy of the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 @contextmanager
@@ -29,7 +31,22 @@ def computing_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     handles = [module.register_forward_pre_hook(widen) for module in narrow]
     handles += [module.register_forward_hook(restore, always_call=True) for module in narrow]
     try:
-        yield
+        with _experts_one_by_one(model, dtype):
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _experts_one_by_one(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Grouped products, by which transformers runs a mixture of experts, know no float64; plain ones do."""
+    if dtype != torch.float64 or not isinstance(model, PreTrainedModel):
+        yield
+        return
+    before: Any = model.config._experts_implementation
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)

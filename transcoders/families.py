@@ -74,7 +74,6 @@ class Family:
     """The module that adds learned position vectors: no nodes, they count as bias."""
     layers: str = "model.layers"
     final_norm: str = "model.norm"
-    unembedding: str = "lm_head"
 
     attention_norm: str = "input_layernorm"
     attention: str = "self_attn"
@@ -87,11 +86,15 @@ class Family:
     """The config flag that makes attention and MLP read the same residual stream, side by side."""
     gain_offset: float = 0.0
     """Added to the stored norm weights: Gemma stores gains less one."""
+    not_causal: str = ""
+    """The config flag that lets positions read later ones: edges would run backward, so it must be off."""
+    not_in_float64: str = ""
+    """The config flag with which the model itself computes attention in float32, and refuses anything wider."""
 
 
 GEMMA_2 = Family(
     attention_post_norm="post_attention_layernorm", mlp_norm="pre_feedforward_layernorm",
-    mlp_post_norm="post_feedforward_layernorm", gain_offset=1.0,
+    mlp_post_norm="post_feedforward_layernorm", gain_offset=1.0, not_causal="use_bidirectional_attention",
 )  # fmt: skip
 
 FAMILIES = {
@@ -101,7 +104,7 @@ FAMILIES = {
     "qwen3": Family(),
     "gpt_oss": Family(),
     "phi3": Family(projections=fused_rows),
-    "gemma": Family(gain_offset=1.0),
+    "gemma": Family(gain_offset=1.0, not_causal="use_bidirectional_attention"),
     "gemma2": GEMMA_2,
     "gemma3_text": GEMMA_2,
     "olmo2": Family(
@@ -111,7 +114,7 @@ FAMILIES = {
     "gpt2": Family(
         embedding="transformer.wte", positions="transformer.wpe", layers="transformer.h",
         final_norm="transformer.ln_f", attention_norm="ln_1", attention="attn", projections=fused_columns,
-        mlp_norm="ln_2",
+        mlp_norm="ln_2", not_in_float64="reorder_and_upcast_attn",
     ),
     "gpt_neox": Family(
         embedding="gpt_neox.embed_in", layers="gpt_neox.layers", final_norm="gpt_neox.final_layer_norm",
@@ -157,9 +160,11 @@ def dissect(model: PreTrainedModel) -> Anatomy:
             f"models of type {config.model_type!r} cannot be traced yet; known types: {', '.join(FAMILIES)}; "
             "add an entry to transcoders/families.py that says where its norms, attention and MLPs are."
         )
+    _check_flags(family, config, model.dtype)
     n_heads = config.num_attention_heads
     n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
     layers = []
+    unembedding: Any = model.get_output_embeddings()  # named otherwise in some versions of transformers
     for block in attrgetter(family.layers)(model):
         attention = attrgetter(family.attention)(block)
         with torch.no_grad():
@@ -180,16 +185,33 @@ def dissect(model: PreTrainedModel) -> Anatomy:
         positions=_part(model, family.positions),
         layers=tuple(layers),
         final_norm=attrgetter(family.final_norm)(model),
-        unembedding=attrgetter(family.unembedding)(model),
+        unembedding=unembedding,
         parallel=bool(family.parallel) and bool(getattr(config, family.parallel)),
         gain_offset=family.gain_offset,
         softcap=getattr(config, "final_logit_softcapping", None),
     )
 
 
+def _check_flags(family: Family, config: Any, dtype: torch.dtype) -> None:
+    if family.not_causal and getattr(config, family.not_causal, False):
+        raise TranscoderError(
+            f"this {config.model_type} model has {family.not_causal} on, and what reads later positions cannot be "
+            "traced; expected a causal model: take another, or turn the flag off if the weights were trained without."
+        )
+    if family.not_in_float64 and getattr(config, family.not_in_float64) and dtype == torch.float64:
+        raise TranscoderError(
+            f"this {config.model_type} model has {family.not_in_float64} on, with which it does not run in float64; "
+            "use float32, bfloat16 or float16."
+        )
+    if not config.return_dict:
+        raise TranscoderError(
+            "the model's config has return_dict off, with which transformers cannot run it; set it to true."
+        )
+
+
 def epsilon(norm: Any) -> float:
-    """What a norm adds to the mean square before it takes the root."""
-    return float(getattr(norm, "variance_epsilon", None) or norm.eps)
+    """What a norm adds to the mean square before it takes the root; it may be 0."""
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
 
 
 def _part(module: nn.Module, path: str) -> nn.Module | None:

@@ -1,6 +1,9 @@
-"""A tiny random model of every family, with every config flag on that changes the maths."""
+"""A tiny random model of every family, with every config flag on that changes the maths, and how exact it can be."""
+
+from types import MethodType
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -45,12 +48,18 @@ CONFIGS = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
 }  # fmt: skip
 
+LAYER_NORMS = ("gpt2", "gpt_neox, parallel", "gpt_neox, sequential")
+"""These compute in float64 from end to end. All others but the next one are limited by their RMSNorm, which
+transformers computes in float32 whatever the model's dtype. (Softmax in float32 is no limit: its result is held.)"""
+NOT_IN_FLOAT64 = ("gpt2, upcast",)
+"""Its attention is in float32 by that flag, and transformers refuses any other dtype."""
 
-def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
+
+def tiny_model(name: str, seed: int = 0, **flags: object) -> PreTrainedModel:
     """The model of an entry of CONFIGS, with every parameter random: biases, norm gains and sinks too."""
     model_type, settings = CONFIGS[name]
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[model_type](**settings)
+    config = CONFIG_MAPPING[model_type](**settings | flags)
     config._attn_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -61,3 +70,21 @@ def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
             else:
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
     return model
+
+
+def with_wide_norms(model: PreTrainedModel) -> PreTrainedModel:
+    """Let every RMSNorm compute in its input's dtype: the same model, without what limits float64."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = MethodType(_gemma_norm if "Gemma" in type(module).__name__ else _norm, module)
+    return model
+
+
+def _norm(module: nn.Module, x: Tensor) -> Tensor:
+    epsilon = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+    return x * (x.pow(2).mean(-1, keepdim=True) + epsilon).rsqrt() * module.weight
+
+
+def _gemma_norm(module: nn.Module, x: Tensor) -> Tensor:
+    """Stored gains are less one."""
+    return x * (x.pow(2).mean(-1, keepdim=True) + module.eps).rsqrt() * (1 + module.weight)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from tracer.local import ActiveFeatures, LocalReplacementModel
+from tracer.precision import computing_in
 from tracer.replacement import ReplacementModel
 from tracer.rows import Rows
 from tracer.sources import Sources
@@ -25,7 +26,8 @@ def jacobian(replacement: ReplacementModel, local: LocalReplacementModel, target
     """
     n_sources = len(local.features.layer) + (local.n_layers + 1) * local.n_positions
     strength = torch.ones(n_sources, dtype=local.error.dtype, requires_grad=True)
-    with _frozen(replacement, local, strength) as seen:
+    # computing_in, because a mixture of experts does not run in float64 by itself
+    with computing_in(replacement.model, strength.dtype), _frozen(replacement, local, strength) as seen:
         replacement.model(torch.tensor([local.prompt.token_ids]), use_cache=False)
         features, transcoder = local.features, replacement.transcoder
         values = [
@@ -139,7 +141,7 @@ def _detached_norm(gain_offset: float):
 
 
 def _detached_scale(module: Any, x: Tensor) -> Tensor:
-    epsilon = getattr(module, "variance_epsilon", None) or module.eps
+    epsilon = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     return (x.pow(2).mean(-1, keepdim=True) + epsilon).rsqrt().detach()
 
 

@@ -1,22 +1,32 @@
 """Every model family: the laws hold, and edges are the derivatives that autograd finds in the real model."""
 
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from graphs import NodeKind, with_unscaled_tokens
 from tests.tracer.conftest import tiny_tokenizer
-from tests.tracer.families import CONFIGS, tiny_model
+from tests.tracer.families import CONFIGS, LAYER_NORMS, NOT_IN_FLOAT64, tiny_model, with_wide_norms
 from tests.tracer.oracle import dense, jacobian
 from tracer.attribution import attribute
 from tracer.local import LocalReplacementModel, linear_logits
 from tracer.replacement import ReplacementModel
-from tracer.rows import attribution_rows
+from tracer.rows import Rows, attribution_rows
 from tracer.sources import Sources
-from tracer.targets import Targets, token_targets, top_tokens
+from tracer.targets import (
+    Targets,
+    difference_target,
+    direction_target,
+    feature_target,
+    join,
+    token_targets,
+    top_targets,
+    top_tokens,
+)
 from transcoders import CrossLayerTranscoder, TranscoderConfig, TranscoderError
 from transcoders.activations import mlp_activations, recording
 from transcoders.families import FAMILIES, dissect
@@ -43,60 +53,139 @@ WITH_NORM = ["llama", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2",
 KINDS = [{"cross_layer": True, "skip": False}, {"cross_layer": False, "skip": True}]
 
 
-@pytest.fixture(
-    params=[(name, hooks, kind) for name in CONFIGS for hooks, kind in zip(HOOKS, KINDS, strict=True)]
-    + [
-        (name, hooks, kind)
-        for name in ("gemma2", "gpt_neox, parallel")
-        for hooks, kind in zip(HOOKS, KINDS[::-1], strict=True)
-    ]
-    + [(name, BEFORE_GAIN, kind) for name, kind in zip(WITH_NORM, KINDS * 4, strict=True)],
-    ids=lambda p: f"{p[0]}, {p[1][0]}, {'skip' if p[2]['skip'] else 'plain'}",
-)
-def traced(request: pytest.FixtureRequest) -> tuple[ReplacementModel, LocalReplacementModel, Targets]:
+CASES = [(name, hooks, kind) for name in CONFIGS for hooks, kind in zip(HOOKS, KINDS, strict=True)]
+CASES += [
+    (name, hooks, kind)
+    for name in ("gemma2", "gpt_neox, parallel")
+    for hooks, kind in zip(HOOKS, KINDS[::-1], strict=True)
+]
+CASES += [(name, BEFORE_GAIN, kind) for name, kind in zip(WITH_NORM, KINDS * 4, strict=True)]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A prompt of one model, with targets of every kind and all rows."""
+
+    replacement: ReplacementModel
+    local: LocalReplacementModel
+    targets: Targets
+    rows: Rows
+    precision: float
+    """How exact all must be, as a share of the largest value."""
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda p: f"{p[0]}, {p[1][0]}, {'skip' if p[2]['skip'] else 'plain'}")
+def traced(request: pytest.FixtureRequest) -> Traced:
+    """In float64 from end to end, but for the one model that does not run in it."""
     name, hooks, kind = request.param
-    replacement = ReplacementModel.of(tiny_model(name), tiny_tokenizer(), random_transcoder(*hooks, **kind))
+    if name in NOT_IN_FLOAT64:
+        return trace(tiny_model(name), random_transcoder(*hooks, **kind), 1e-5)
+    return trace(with_wide_norms(tiny_model(name).double()), random_transcoder(*hooks, **kind).double(), 1e-12)
+
+
+@pytest.fixture(scope="module", params=[name for name in CONFIGS if name not in NOT_IN_FLOAT64])
+def as_published(request: pytest.FixtureRequest) -> Traced:
+    """In float64 as transformers computes it."""
+    precision = 1e-12 if request.param in LAYER_NORMS else 1e-6
+    return trace(tiny_model(request.param).double(), random_transcoder(*HOOKS[0]).double(), precision)
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def in_float32(request: pytest.FixtureRequest) -> Traced:
+    return trace(tiny_model(request.param), random_transcoder(*HOOKS[1]), 1e-5)
+
+
+def trace(model: PreTrainedModel, transcoder: CrossLayerTranscoder, precision: float) -> Traced:
+    replacement = ReplacementModel.of(model, tiny_tokenizer(), transcoder)
     local = replacement.localize(replacement.tokenize("w3 w1 w4 w1 w5 w9 w2"))
-    ids, _ = top_tokens(local, max_logits=3)
-    return replacement, local, token_targets(local, tuple(ids), tuple(map(str, ids)))
-
-
-def test_the_linear_model_gives_the_models_own_logits(traced):
-    _, local, _ = traced
-    torch.testing.assert_close(linear_logits(local), local.logits, atol=3e-5, rtol=1e-4)
-
-
-def test_edges_are_what_autograd_finds_in_the_real_model(traced):
-    replacement, local, targets = traced
-    values, expected = jacobian(replacement, local, targets)
-    rows = attribution_rows(local, targets, coverage=1.0)
-    torch.testing.assert_close(
-        dense(rows, Sources(local)), expected[rows.target], atol=1e-4 * float(expected.abs().max()), rtol=0
+    middle, active = 3, local.features
+    here = (active.layer == 1) & (active.position == middle)
+    targets = join(
+        top_targets(local, str, max_logits=3),
+        difference_target(local, 5, 9, "a − b", position=middle),
+        direction_target(local, torch.linspace(-1, 1, D_MODEL), "probe", position=middle),
+        feature_target(local, 1, int(active.feature[here][0]), position=middle),
     )
-    pre_activation = torch.cat([local.features.pre_activation, targets.value - targets.bias])
-    torch.testing.assert_close(values, pre_activation, atol=1e-4 * float(values.abs().max()), rtol=0)
+    return Traced(replacement, local, targets, attribution_rows(local, targets, coverage=1.0), precision)
 
 
-def test_incoming_edges_and_bias_add_up(traced):
-    _, local, targets = traced
-    rows = attribution_rows(local, targets, coverage=1.0)
-    assert rows.conservation_error < 2e-5
-    assert rows.logits_error < 1e-5
+def test_the_laws_hold_and_edges_are_what_autograd_finds_in_float64(traced):
+    check(traced)
+
+
+def test_the_laws_hold_and_edges_are_what_autograd_finds_with_the_norms_that_transformers_computes(as_published):
+    check(as_published)
+
+
+def test_the_laws_hold_and_edges_are_what_autograd_finds_in_float32(in_float32):
+    check(in_float32)
+
+
+def check(traced: Traced) -> None:
+    """Laws 1 and 2, and every edge against the Jacobian, whose own derivatives are zero."""
+    local, targets, rows, precision = traced.local, traced.targets, traced.rows, traced.precision
+    assert local.error.dtype == traced.replacement.model.dtype
+    assert len(rows.target) == len(local.features.layer) + len(targets.names)
+    assert_close(linear_logits(local), local.logits, precision)
+    assert rows.logits_error < precision
+    assert rows.conservation_error < precision
+    values, expected = jacobian(traced.replacement, local, targets)
+    assert_close(dense(rows, Sources(local)), expected[rows.target], precision)
+    assert_close(values, torch.cat([local.features.pre_activation, targets.value - targets.bias]), precision)
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, precision: float) -> None:
+    torch.testing.assert_close(found, expected, atol=precision * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 1000])
+def test_rows_do_not_depend_on_the_batch_size(traced, batch_size):
+    again = attribution_rows(traced.local, traced.targets, coverage=1.0, batch_size=batch_size)
+    assert torch.equal(again.target, traced.rows.target)
+    assert torch.equal(again.source, traced.rows.source)
+    assert_close(again.effect, traced.rows.effect, traced.precision)
+    assert_close(again.bias, traced.rows.bias, traced.precision)
 
 
 def test_what_is_not_held_but_made_on_the_way_gives_the_same_rows(traced, monkeypatch):
     """As on a prompt whose attention patterns and write vectors would not fit into memory."""
-    replacement, local, targets = traced
-    expected = attribution_rows(local, targets, coverage=1.0)
     monkeypatch.setattr("tracer.local.PATTERNS", 0)
     monkeypatch.setattr("tracer.sources.WRITES", 0)
     monkeypatch.setattr("tracer.sources.CHUNK", 2000)
-    again = replacement.localize(local.prompt)
+    again = traced.replacement.localize(traced.local.prompt)
     assert not any(isinstance(layer.held, torch.Tensor) for layer in again.attention)
-    rows = attribution_rows(again, targets, coverage=1.0)
-    assert torch.equal(rows.source, expected.source)
-    torch.testing.assert_close(rows.effect, expected.effect, atol=1e-5, rtol=1e-4)
-    assert rows.logits_error < 1e-5
+    rows = attribution_rows(again, traced.targets, coverage=1.0)
+    assert torch.equal(rows.source, traced.rows.source)
+    assert_close(rows.effect, traced.rows.effect, traced.precision)
+    assert rows.logits_error < traced.precision
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+def test_a_norm_that_adds_nothing_to_the_mean_square_is_traced(name):
+    check(trace(tiny_model(name, rms_norm_eps=0.0).double(), random_transcoder(*HOOKS[0]).double(), 1e-6))
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3_text"])
+def test_a_model_that_reads_later_positions_is_refused(name):
+    model = tiny_model(name, use_bidirectional_attention=True)
+    with pytest.raises(TranscoderError, match=f"this {name} model has use_bidirectional_attention on, and what reads"):
+        ReplacementModel.of(model, tiny_tokenizer(), random_transcoder(*HOOKS[0]))
+
+
+def test_float64_is_refused_where_attention_is_float32_by_a_flag():
+    model, transcoder = tiny_model("gpt2, upcast").double(), random_transcoder(*HOOKS[0]).double()
+    with pytest.raises(
+        TranscoderError, match=r"has reorder_and_upcast_attn on, .* use float32, bfloat16 or float16\.$"
+    ):
+        ReplacementModel.of(model, tiny_tokenizer(), transcoder)
+
+
+def test_a_model_that_transformers_cannot_run_without_named_outputs_is_refused():
+    model = tiny_model("llama", return_dict=False)
+    with pytest.raises(
+        TranscoderError, match="has return_dict off, with which transformers cannot run it; set it to true"
+    ):
+        ReplacementModel.of(model, tiny_tokenizer(), random_transcoder(*HOOKS[0]))
 
 
 def test_the_peers_gemma_3_is_ours_with_token_edges_too_small_by_the_embedding_scale():

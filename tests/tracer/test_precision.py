@@ -45,6 +45,16 @@ def test_weights_are_restored_when_the_model_fails():
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
+def test_experts_that_know_no_float64_compute_in_it_inside_the_block_only():
+    model = tiny_model("gpt_oss").double()
+    tokens = torch.tensor([[1, 5, 9, 7]])
+    with torch.no_grad(), computing_in(model, torch.float64):
+        logits = model(tokens).logits
+    assert model.config._experts_implementation == "grouped_mm"
+    torch.testing.assert_close(logits.float(), tiny_model("gpt_oss")(tokens).logits, atol=1e-5, rtol=1e-5)
+    assert logits.dtype == torch.float64
+
+
 def test_a_model_that_is_wide_enough_is_left_alone():
     model = tiny_model("llama")
     pointers = [parameter.data_ptr() for parameter in model.parameters()]
