@@ -20,10 +20,9 @@ from transcoders import CrossLayerTranscoder, load_on_demand
 from transcoders.activations import read_site
 from transcoders.checkpoint import revision
 from transcoders.families import Anatomy, dissect
+from transcoders.fingerprint import fingerprint
 from transcoders.hub import locate
 
-SAMPLES = 256
-"""Numbers of each tensor by which weights are told apart."""
 WORD = re.compile(r"\w+|[^\w\s]+")
 
 
@@ -216,16 +215,6 @@ def _model_revision(model: PreTrainedModel, folder: Path) -> str:
 def _origin_of(model: PreTrainedModel, transcoder: CrossLayerTranscoder) -> Origin:
     """Names and digests of what came as objects: graphs of other weights must not replace each other."""
     return Origin(
-        model.config._name_or_path or model.config.model_type, _fingerprint(model),
-        transcoder.config.model_name or "transcoder", _fingerprint(transcoder),
+        model.config._name_or_path or model.config.model_type, fingerprint(model),
+        transcoder.config.model_name or "transcoder", fingerprint(transcoder),
     )  # fmt: skip
-
-
-@torch.no_grad()
-def _fingerprint(module: torch.nn.Module) -> str:
-    """Ten hexadecimal digits of the names, shapes and some numbers of all weights."""
-    digest = hashlib.sha256()
-    for name, weights in sorted({**dict(module.named_parameters()), **dict(module.named_buffers())}.items()):
-        some = weights.flatten()[:: max(1, weights.numel() // SAMPLES)].float().cpu()
-        digest.update(f"{name} {tuple(weights.shape)}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:10]

@@ -1,17 +1,19 @@
 """The `trace train` command: its options, a live line, and what ends it."""
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 SECONDS_BETWEEN_LINES = 10.0
-TERMINATED = 128 + 15
-"""Exit status of a process that SIGTERM ended."""
+BY_SIGNAL = 128
+"""Exit statuses of processes that a signal ended are so much more than its number."""
 
 
 @click.command("train")
@@ -73,7 +75,7 @@ TERMINATED = 128 + 15
     default=None,
     help="Let each token's error count by its own size.  [default: where attention sinks dominate]",
 )
-@click.option("--context", default=128, show_default=True, help="Tokens in a sequence.")
+@click.option("--context", type=int, help="Tokens in a sequence.  [default: 128, or what the model reads if less]")
 @click.option("--buffer-tokens", default=131_072, show_default=True, help="Tokens that the shuffling buffer holds.")
 @click.option("--streams", default=1, show_default=True, help="Parts of the data, to be shared out to processes.")
 @click.option("--seed", default=0, show_default=True)
@@ -95,14 +97,15 @@ def train(
     cache: Path | None,
     report_every: int,
     checkpoint_every: int,
+    context: int | None,
     tensorboard: Path | None,
     **settings: Any,
 ) -> None:
     """Train a transcoder of a language model, to be traced with.
 
     The run's folder gets run.json, metrics.parquet, the last checkpoint and, at the end, transcoder/. The same command
-    again goes on from the last checkpoint; SIGTERM writes one and ends with status 143. Under torchrun the features, or
-    with --shards and --streams the data too, are shared out to all processes.
+    again goes on from the last checkpoint; SIGTERM writes one and ends with status 143, Ctrl-C with 130. Under torchrun
+    the features, or with --shards and --streams the data too, are shared out to all processes.
 
     \b
     Examples:
@@ -114,29 +117,37 @@ def train(
     """
     from tracer.loading import load_for_training
     from transcoders import Reporting, Stopped, TrainConfig
-    from transcoders import train as train_transcoder
     from transcoders.corpus import open_corpus
     from transcoders.interrupts import asked_to_stop
     from transcoders.parallel import joined
+    from transcoders.streams import longest_context
+    from transcoders.train import train_to_folder
 
+    reporting = Reporting(report_every, checkpoint_every)
     config = TrainConfig(cross_layer=not per_layer, **settings)
+    config = config if context is None else replace(config, context=context)
     corpus = open_corpus(data, column=column, split=split)
     network, tokenizer, name = load_for_training(model, device, dtype)
-    try:
-        with (
-            asked_to_stop() as should_stop,
-            joined(shards, str(network.device)) as place,
-            _telling(config.steps, tensorboard, quiet=not place.is_first) as (on_step, on_report),
-        ):
-            reporting = Reporting(report_every, checkpoint_every, on_report, on_step, should_stop)
-            train_transcoder(
-                network, tokenizer, corpus, config, out, place=place, reporting=reporting, cache=cache, model_name=name
-            )
-            if place.is_first:
-                click.echo(f"{out / 'transcoder'} is ready; trace with --transcoder {out / 'transcoder'}")
-    except Stopped as stopped:
-        click.echo(f"trace: {stopped}", err=True)
-        sys.exit(TERMINATED)
+    if context is None:
+        config = replace(config, context=min(config.context, longest_context(network) or config.context))
+    with asked_to_stop() as asked:
+        try:
+            with (
+                joined(shards, str(network.device)) as place,
+                _telling(config.steps, tensorboard, quiet=not place.is_first) as (on_step, on_report),
+            ):
+                reporting = replace(
+                    reporting, on_report=on_report, on_step=on_step, should_stop=lambda: bool(asked)
+                )  # fmt: skip
+                train_to_folder(
+                    network, tokenizer, corpus, config, out, place=place, reporting=reporting, cache=cache,
+                    model_name=name,
+                )  # fmt: skip
+                if place.is_first:
+                    click.echo(f"{out / 'transcoder'} is ready; trace with --transcoder {out / 'transcoder'}")
+        except Stopped as stopped:
+            click.echo(f"trace: {stopped}", err=True)
+            sys.exit(BY_SIGNAL + (asked[0] if asked else signal.SIGTERM))  # another process may have been asked
 
 
 @contextmanager

@@ -14,6 +14,8 @@ _VECTORS = ("b_enc", "b_dec", "threshold")
 """Few numbers: their moments are float32 always."""
 AT_ONCE = 1 << 24
 """Numbers of a weight that are moved at once where that takes copies."""
+LEAST_THRESHOLD = 1e-3
+"""Where JumpReLU's thresholds end: below 0 features would fire negatively, and at 0 a threshold has no gradient."""
 
 
 class Moment(Protocol):
@@ -69,6 +71,8 @@ class Adam:
             if weight.grad is not None and not self._is_plain(name):
                 self._step_rounded(name, learning_rate)
             weight.grad = None
+        if "threshold" in self._weights:  # after the step and not in the loss: what is saved is what was trained
+            self._weights["threshold"].clamp_(min=LEAST_THRESHOLD)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds, named first:<weight> and second:<weight>, with what else there is of it behind."""

@@ -2,7 +2,8 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -10,6 +11,7 @@ import torch
 
 from transcoders import hub
 from transcoders.errors import TranscoderError
+from transcoders.files import sync, told_in_one_line
 from transcoders.formats import circuit_tracer, open_folder
 from transcoders.model import CrossLayerTranscoder, StoredTranscoder
 from transcoders.stored import Encoder, Stored, expand
@@ -72,6 +74,16 @@ def save(transcoder: CrossLayerTranscoder, folder: str | Path, *, dtype: torch.d
     circuit_tracer.write(_as_stored(transcoder), Path(folder), dtype, ignore)
 
 
+def save_whole(transcoder: CrossLayerTranscoder, folder: Path) -> None:
+    """Put a transcoder folder in place whole or not at all; one that is there is replaced."""
+    with _unfinished(folder) as unfinished:
+        save(transcoder, unfinished)
+        before = unfinished.with_suffix(".before")
+        if folder.exists():  # a folder cannot be renamed onto one that is not empty
+            folder.rename(before)
+    shutil.rmtree(before, ignore_errors=True)
+
+
 def convert(
     stored: Stored, folder: str | Path, *, dtype: torch.dtype | None = None,
     on_layer: Callable[[int, int], None] = ignore,
@@ -80,14 +92,24 @@ def convert(
     folder = Path(folder)
     if folder.exists():
         raise TranscoderError(f"{folder} exists already; name a folder that does not, or delete it.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with _unfinished(folder) as unfinished:
         circuit_tracer.write(stored, unfinished, dtype or stored.dtype, on_layer)
-        unfinished.chmod(0o755)  # a temporary folder is its maker's alone
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A folder to write to, renamed into place at the end of the block."""
+    with told_in_one_line(f"write {folder}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            yield unfinished
+            for path in unfinished.iterdir():
+                sync(path)
+            unfinished.chmod(0o755)  # a temporary folder is its maker's alone
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def revision(source: str | Path) -> str:

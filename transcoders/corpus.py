@@ -15,8 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from transcoders.errors import TranscoderError
+from transcoders.files import told_in_one_line
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
+BLOCK = 1 << 16
+N_BLOCKS = 1 << 10
+"""Blocks read of all files together to tell their content: 64 MB, however large they are."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,9 @@ class Corpus:
     name: str
     """Changes when the documents do: a run is not resumed on other data."""
     documents: Callable[[int], Iterator[str]]
-    """The documents from this one on; ends where they end."""
+    """The documents from this one on; ends where they end. Empty ones are counted, and left out."""
+    content: str = ""
+    """Digits that change with the text itself, where that can be told without reading all of it."""
 
 
 @dataclass
@@ -45,6 +51,8 @@ class Packed:
     left: list[int] = field(default_factory=list)
     """Tokens of taken documents that are in no sequence yet."""
     _documents: Iterator[str] | None = None
+    _found: bool = False
+    """Whether this part has text at all: else it would be looked for without end."""
 
     def next(self, n: int) -> Int[Tensor, "sequence position"]:
         """The next sequences; after the last document comes the first again."""
@@ -59,17 +67,18 @@ class Packed:
 
     def restore(self, document: int, left: list[int]) -> None:
         """Go on after so many documents, with these tokens left of them."""
-        self.document, self.left, self._documents = document, left, None
+        self.document, self.left, self._documents, self._found = document, left, None, True
 
     def _take_document(self) -> None:
         if self._documents is None:
             self._documents = self.corpus.documents(self.document)
         for text in self._documents:
             self.document += 1
-            if (self.document - 1) % self.parts == self.part:
+            if (self.document - 1) % self.parts == self.part and text.strip():
                 self.left += self.encode(text)
+                self._found = True
                 return
-        if self.document <= self.part:
+        if not self._found:
             raise TranscoderError(
                 f"{self.corpus.name} has {self.document} documents for {self.parts} streams; "
                 "expected text, a document or more for each."
@@ -100,7 +109,7 @@ def open_corpus(source: str | Path, *, column: str = "text", split: str = "train
 
     if next(documents(0), None) is None:
         raise TranscoderError(f"{path} holds no text; expected a document or more.")
-    return Corpus(f"{path.name}:{digest.hexdigest()[:10]}", documents)
+    return Corpus(f"{path.name}:{digest.hexdigest()[:10]}", documents, _content(files))
 
 
 def tokens_corpus(texts: Iterable[str], name: str) -> Corpus:
@@ -108,7 +117,22 @@ def tokens_corpus(texts: Iterable[str], name: str) -> Corpus:
     held = list(texts)
     if not held:
         raise TranscoderError(f"{name} holds no text; expected a document or more.")
-    return Corpus(name, lambda first: iter(held[first:]))
+    digest = hashlib.sha256()
+    for text in held:
+        digest.update(f"{len(text)} {text}".encode(errors="surrogatepass"))
+    return Corpus(name, lambda first: iter(held[first:]), digest.hexdigest()[:10])
+
+
+def _content(files: list[Path]) -> str:
+    """Ten hexadecimal digits of the files: all of small ones, blocks evenly spaced through large ones."""
+    digest = hashlib.sha256()
+    for path in files:
+        with told_in_one_line(f"read {path}"), path.open("rb") as file:
+            size = path.stat().st_size
+            for start in range(0, size, max(BLOCK, size * len(files) // N_BLOCKS)):
+                file.seek(start)
+                digest.update(file.read(BLOCK))
+    return digest.hexdigest()[:10]
 
 
 def pack(
@@ -193,11 +217,11 @@ def _rows_of_json(file: Path, column: str) -> Iterator[str]:
             yield from _if_text(row[column], file, column)
 
 
-def _if_text(text: object, file: Path, column: str) -> Iterator[str]:
+def _if_text(text: object, source: Path | str, column: str) -> Iterator[str]:
     if text is None:
         return
     if not isinstance(text, str):
-        raise TranscoderError(f"column {column!r} of {file} holds {type(text).__name__}; expected text.")
+        raise TranscoderError(f"column {column!r} of {source} holds {type(text).__name__}; expected text.")
     if text.strip():
         yield text
 
@@ -226,6 +250,6 @@ def _hub_corpus(source: str, column: str, split: str) -> Corpus:
         for row in rows.skip(first):
             if column not in row:
                 raise TranscoderError(f"{source} has no column {column!r}; it has {', '.join(row)}.")
-            yield str(row[column])
+            yield next(_if_text(row[column], source, column), "")  # rows are counted: a run goes on from one
 
     return Corpus(f"{source}:{split}:{column}", documents)

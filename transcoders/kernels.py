@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -148,6 +149,15 @@ def decode_densely(
     token, feature, value = selection
     activations = decoder.new_zeros(n_tokens, len(decoder)).index_put((token, feature), value.to(decoder.dtype))
     return (activations @ decoder).to(sum_dtype(decoder))
+
+
+def n_largest(values: Float[Tensor, " value"], n: int) -> Float[Tensor, " some"]:
+    """The n largest numbers, or all if they are fewer, in any order."""
+    if n >= len(values):
+        return values
+    if values.device.type == "cpu":  # numpy finds them in a third of torch's time or less
+        return torch.from_numpy(np.partition(values.numpy(), len(values) - n)[-n:])
+    return values.topk(n, sorted=False).values
 
 
 def kernels_for(tensor: Tensor) -> Kernels:

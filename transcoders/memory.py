@@ -9,10 +9,14 @@ from transcoders.config import TrainConfig, TranscoderConfig
 from transcoders.eight_bits import BLOCK
 from transcoders.errors import TranscoderError
 from transcoders.parallel import Place
+from transcoders.start import BLOCK_BYTES
+from transcoders.streams import FORWARD_TOKENS, sample_size
 
 GROUPS, ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 NUMBER = 4
 """Bytes of a float32 number: gradients, moments and activations are such."""
+COPIES_OF_LAYER, COPIES_OF_FEATURES = 5, 6
+"""What `start_layer` holds at once: a layer's activations scaled, centred and squared; centres, sums, decoders."""
 
 
 def free_memory(device: torch.device) -> int:
@@ -42,10 +46,18 @@ def _free_in_group() -> list[int]:
     return []
 
 
-def check_fits(shape: TranscoderConfig, config: TrainConfig, place: Place, device: torch.device) -> None:
-    """Refuse a run that would end for lack of memory, and say which step would fit."""
+def check_fits(
+    shape: TranscoderConfig, config: TrainConfig, place: Place, device: torch.device, dtype: torch.dtype
+) -> None:  # fmt: skip
+    """Refuse a run that would end for lack of memory, and say which step would fit; `dtype` is the model's."""
     fixed, per_token = needed(shape, config, place)
+    start = needed_to_start(shape, config, place, dtype)
     free = free_memory(device)
+    if start > free:
+        raise TranscoderError(
+            f"features start from {sample_size(config):,} tokens, for which {start / 1e9:.1f} GB are needed and "
+            f"{free / 1e9:.1f} GB are free; take fewer features, --dtype bfloat16, or another machine."
+        )
     if fixed + per_token * config.batch_tokens // place.data_parts <= free:
         return
     gigabytes = (
@@ -61,11 +73,32 @@ def check_fits(shape: TranscoderConfig, config: TrainConfig, place: Place, devic
 
 def needed(shape: TranscoderConfig, config: TrainConfig, place: Place) -> tuple[int, int]:
     """Bytes that a process needs whatever the step, and for each token of a step."""
-    n_features = config.n_features // place.shards
     rows = sum(shape.reach(layer) for layer in range(shape.n_layers))
-    weights = n_features * shape.d_model * (shape.n_layers + rows)
-    stored = 2 if config.weights == "bfloat16" else NUMBER
+    weights, stored, moments = _weights(shape, config, place)
     token = 2 * shape.n_layers * shape.d_model * NUMBER
-    moments = 2 * (1 + NUMBER / BLOCK) if config.moments == "8bit" else 2 * NUMBER
-    fixed = round(weights * (2 * stored + moments)) + config.buffer_tokens // place.data_parts * token
-    return fixed, token + shape.n_layers * n_features * 3 * NUMBER + 2 * rows * shape.d_model * NUMBER
+    held = config.buffer_tokens // place.data_parts + 2 * FORWARD_TOKENS  # of a pass, as they come and scaled
+    fixed = round(weights * (2 * stored + moments)) + held * token
+    return fixed, token + shape.n_layers * (config.n_features // place.shards) * 3 * NUMBER + (
+        2 * rows * shape.d_model * NUMBER
+    )
+
+
+def needed_to_start(shape: TranscoderConfig, config: TrainConfig, place: Place, dtype: torch.dtype) -> int:
+    """Bytes that a process needs before the first step, to find features in a sample of the model's activations.
+
+    Every process looks for all features. The sample is let go before the buffer is filled.
+    """
+    weights, stored, moments = _weights(shape, config, place)
+    layer = sample_size(config) * shape.d_model
+    sample = 2 * shape.n_layers * layer * dtype.itemsize
+    measured = shape.n_layers * layer * NUMBER if dtype.itemsize < NUMBER else 0
+    clustered = COPIES_OF_LAYER * layer * NUMBER + COPIES_OF_FEATURES * config.n_features * shape.d_model * NUMBER
+    return round(weights * (stored + moments)) + sample + max(measured, clustered + BLOCK_BYTES)
+
+
+def _weights(shape: TranscoderConfig, config: TrainConfig, place: Place) -> tuple[int, int, float]:
+    """How many a process has, bytes of each, and bytes of each one's moments."""
+    rows = sum(shape.reach(layer) for layer in range(shape.n_layers))
+    n_weights = config.n_features // place.shards * shape.d_model * (shape.n_layers + rows)
+    moments = 2 * (1 + NUMBER / BLOCK) if config.moments == "8bit" else 2.0 * NUMBER
+    return n_weights, 2 if config.weights == "bfloat16" else NUMBER, moments

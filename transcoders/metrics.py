@@ -99,7 +99,11 @@ def load_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
 
 def bucket(values: Tensor, bounds: tuple[float, ...]) -> Tensor:
     """Number of the bucket of each value: so many bounds are no larger than it."""
-    return torch.bucketize(values.float(), torch.tensor(bounds, device=values.device), right=True)
+    # not bucketize: it takes a tensor of bounds, and to send one to a GPU the host would wait every step
+    number = torch.zeros_like(values, dtype=torch.int64)
+    for bound in bounds:
+        number += values >= bound
+    return number
 
 
 def _by_bucket(values: Tensor, bucket: Tensor, n: int) -> Float[Tensor, "2 bucket"]:

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,26 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from transcoders.config import TrainConfig
+from transcoders.corpus import Corpus
 from transcoders.errors import TranscoderError
 from transcoders.files import sync, told_in_one_line, write_atomically
+from transcoders.fingerprint import fingerprint
 from transcoders.parallel import Place, wait_for_all
 
 SETTINGS, METRICS, STATE, COMMON = "run.json", "metrics.parquet", "state.json", "common.safetensors"
+ADDED = ("dtype", "model_weights", "corpus_content")
+"""Settings that runs from before these were noted go on without."""
+
+
+def settings_of(model: PreTrainedModel, model_name: str, corpus: Corpus, config: TrainConfig) -> dict[str, Any]:
+    """All that decides the result of a run."""
+    return asdict(config) | {
+        "model": model_name, "model_weights": fingerprint(model), "dtype": str(model.dtype).removeprefix("torch."),
+        "corpus": corpus.name, "corpus_content": corpus.content,
+    }  # fmt: skip
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -40,7 +55,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     others = [
         f"{name} was {known.get(name)!r} and is {asked.get(name)!r}"
         for name in dict.fromkeys([*known, *asked])
-        if known.get(name) != asked.get(name)
+        if known.get(name) != asked.get(name) and (name in known or name not in ADDED)
     ]
     if others:
         raise TranscoderError(

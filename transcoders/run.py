@@ -1,20 +1,22 @@
 """A training run's state: how it starts, what a checkpoint holds of it, and the transcoder that comes out."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from transcoders.adam import Adam
 from transcoders.config import TrainConfig, TranscoderConfig
 from transcoders.errors import TranscoderError
-from transcoders.metrics import load_metrics
+from transcoders.metrics import Gathered, load_metrics
 from transcoders.model import CrossLayerTranscoder
 from transcoders.objective import Weights, finished, is_sharded
-from transcoders.parallel import Place
+from transcoders.parallel import Place, added_up, average
 from transcoders.progress import (
     COMMON,
     METRICS,
@@ -45,8 +47,12 @@ class Run:
     dead: Bool[Tensor, "layer feature"]
     dead_features: list[Tensor]
     """The same per layer, as numbers."""
+    gathered: Gathered
+    """What there will be to report."""
     step: int = 0
     seconds: float = 0.0
+    reported: tuple[int, float] = (0, 0.0)
+    """Step and seconds of the last row."""
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -67,9 +73,11 @@ def whole(folder: Path, shape: TranscoderConfig, config: TrainConfig) -> CrossLa
 
 
 def started(
-    shape: TranscoderConfig, config: TrainConfig, scales: Scales, seen: Activations, features: range
+    shape: TranscoderConfig, config: TrainConfig, scales: Scales, seen: Activations, place: Place,
+    on_block: Callable[[], None],
 ) -> Run:  # fmt: skip
     """Weights that start from clusters of what the MLPs read; every process finds all and keeps its own."""
+    features = place.features(config.n_features)
     run = _empty(shape, config, scales, len(features), seen[0].device)
     generator = torch.Generator().manual_seed(config.seed)
     own = slice(features.start, features.stop)
@@ -80,12 +88,37 @@ def started(
             start = start_layer(
                 seen[0][layer].float() * scales.inputs[layer], seen[1][layer].float() * scales.outputs[layer],
                 config.n_features, k, config.error_floor, generator, at_once=max(1, config.n_features // 256),
+                on_block=on_block,
             )  # fmt: skip
             transcoder.W_enc[layer] = start.W_enc[own]
             transcoder.b_enc[layer] = start.b_enc[own]
             transcoder.b_dec[layer] = start.b_dec
             transcoder.W_dec[layer][:, 0] = start.W_dec[own]
+    _start_alike(run, place)
     return run
+
+
+@torch.no_grad()
+def same_scales(scales: Scales, place: Place) -> Scales:
+    """Those of the first process: the same text may give others by a rounding error elsewhere."""
+    if place.size == 1:
+        return scales
+    has_sinks = torch.tensor(int(scales.has_sinks), device=scales.inputs.device)
+    for value in (scales.inputs, scales.outputs, scales.largest, scales.square, has_sinks):
+        dist.broadcast(value, src=0)
+    return replace(scales, has_sinks=bool(has_sinks))
+
+
+@torch.no_grad()
+def _start_alike(run: Run, place: Place) -> None:
+    """Take the weights of the first data part: gradients are averaged, weights never, so a difference would stay."""
+    for name, weight in run.weights.named().items():
+        if not is_sharded(name):
+            if place.size > 1:
+                dist.broadcast(weight.detach(), src=0)
+        elif place.data_parts > 1:
+            assert place.data_group is not None
+            dist.broadcast(weight.detach(), src=dist.get_global_rank(place.data_group, 0), group=place.data_group)
 
 
 def _empty(
@@ -101,14 +134,9 @@ def _empty(
     dead = torch.zeros_like(density, dtype=torch.bool)
     threshold_seen = torch.full((), float("nan"), device=device)
     return Run(
-        weights,
-        adam,
-        scales,
-        density,
-        threshold_seen,
-        dead,
-        [dead[layer].nonzero()[:, 0] for layer in range(shape.n_layers)],
-    )
+        weights, adam, scales, density, threshold_seen, dead,
+        [dead[layer].nonzero()[:, 0] for layer in range(shape.n_layers)], Gathered(shape.n_layers, device),
+    )  # fmt: skip
 
 
 def resumed(
@@ -131,9 +159,36 @@ def resumed(
     run.dead_features = [dead.nonzero()[:, 0] for dead in run.dead]
     run.threshold.copy_(tensors["threshold"])
     run.rows = load_metrics(folder / METRICS, run.step)
+    _resume_report(run, state, tensors, features)
     for number, stream in streams.items():
         stream.restore(state["streams"][str(number)], read_tensors(checkpoint / f"stream-{number}.safetensors"))
     return run
+
+
+def checkpointed_scales(checkpoint: Path) -> Scales:
+    """The scales that a run goes on with."""
+    return _scales(read_tensors(checkpoint / COMMON))
+
+
+def _resume_report(run: Run, state: dict[str, Any], tensors: dict[str, Tensor], features: range) -> None:
+    """Go on with the row that was being gathered; the first shard has what all of them counted."""
+    reported = state.get("reported", {"step": run.step, "seconds": run.seconds, "gathered": 0})  # of older checkpoints
+    run.reported = reported["step"], reported["seconds"]
+    run.gathered.steps = reported["gathered"]
+    for name, value in tensors.items():
+        if name.startswith("sums:"):
+            run.gathered.sums[name.removeprefix("sums:")] = value.to(run.density.device)
+    if features.start > 0 and "l0" in run.gathered.sums:
+        run.gathered.sums["l0"].zero_()
+
+
+def _sums(run: Run, place: Place) -> dict[str, Tensor]:
+    """What is gathered so far in all processes together, as `Gathered.read` puts it together."""
+    sums = {name: value.float().clone() for name, value in run.gathered.sums.items()}
+    if "l0" in sums:
+        sums["l0"] = added_up(place, sums["l0"])
+    average(place, [*sums.values()])
+    return sums
 
 
 def write(run: Run, streams: dict[int, Stream], features: range, folder: Path, place: Place) -> None:
@@ -149,9 +204,14 @@ def write(run: Run, streams: dict[int, Stream], features: range, folder: Path, p
     }
     common = {name: t for name, t in tensors.items() if name not in sharded} | {"threshold": run.threshold}
     common |= {f"scales:{name}": value for name, value in asdict(run.scales).items() if name != "has_sinks"}
+    common |= {f"sums:{name}": value for name, value in _sums(run, place).items()}
     common["scales:has_sinks"] = torch.tensor(run.scales.has_sinks)
     states = {number: stream.state() for number, stream in streams.items()}
-    plain = {"step": run.step, "seconds": run.seconds, "streams": {n: values for n, (values, _) in states.items()}}
+    step, seconds = run.reported
+    plain = {
+        "step": run.step, "seconds": run.seconds, "streams": {n: values for n, (values, _) in states.items()},
+        "reported": {"step": step, "seconds": seconds, "gathered": run.gathered.steps},
+    }  # fmt: skip
     write_checkpoint(folder, place, features, sharded, common, {n: t for n, (_, t) in states.items()}, plain)
 
 

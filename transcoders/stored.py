@@ -150,7 +150,7 @@ def _read_rows(path: Path, name: str, tensor: Tensor, wanted: Int[Tensor, " row"
     """Rows of a tensor in a .safetensors file, read: where they are mapped, the system brings 64 kB around each."""
     rows = tensor.new_empty(len(wanted), *tensor.shape[1:])
     size = tensor[:1].nbytes
-    content = memoryview(rows.view(torch.uint8).flatten().numpy())
+    content = rows.view(torch.uint8).flatten().numpy().data
     runs = np.split(wanted.numpy(), np.flatnonzero(np.diff(wanted.numpy()) != 1) + 1)
     with path.open("rb", buffering=0) as file:
         length = int.from_bytes(file.read(8), "little")

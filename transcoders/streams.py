@@ -16,6 +16,7 @@ from transcoders.activations import mlp_activations
 from transcoders.config import TrainConfig
 from transcoders.corpus import Corpus, pack
 from transcoders.files import told_in_one_line, write_atomically
+from transcoders.fingerprint import fingerprint
 from transcoders.scales import Scales, measure_scales
 from transcoders.shuffle import Activations, Batch, ShuffleBuffer
 
@@ -62,14 +63,19 @@ def forward_of(model: PreTrainedModel, config: TrainConfig, first_token: int | N
     return forward
 
 
-def cached(forward: Forward, folder: Path) -> Forward:
-    """The same, but what was computed once is read from files in the folder."""
+def cached(forward: Forward, model: PreTrainedModel, config: TrainConfig, folder: Path) -> Forward:
+    """The same, but what was computed once is read from files in the folder, onto the model's device.
+
+    A file's name holds all that decides what is in it: the model's weights and precision, the hooks and the tokens.
+    """
+    folder = folder / f"{fingerprint(model)}-{str(model.dtype).removeprefix('torch.')}-{config.reads}-{config.writes}"
 
     def read_or_make(tokens: Int[Tensor, "sequence position"]) -> Activations:
-        path = folder / f"{hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:24]}.safetensors"
+        content = f"{tuple(tokens.shape)} ".encode() + tokens.numpy().tobytes()
+        path = folder / f"{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
         if path.is_file():
             with told_in_one_line(f"read {path}"):
-                held = load_file(path)
+                held = load_file(path, device=str(model.device))
             return held["inputs"], held["outputs"], held["position"]
         inputs, outputs, position = forward(tokens)
         made = {"inputs": inputs.cpu(), "outputs": outputs.cpu(), "position": position.cpu()}
@@ -96,17 +102,35 @@ def scaled(forward: Forward, scales: Scales, config: TrainConfig, device: torch.
 
 
 def sample(
-    forward: Forward, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, config: TrainConfig
+    forward: Forward, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, device: torch.device,
 ) -> tuple[Scales, Activations]:  # fmt: skip
     """The first activations of the corpus as they come from the model, and their scales."""
-    wanted = max(SAMPLE, min(4 * config.n_features, LARGEST_SAMPLE), config.n_features)
+    wanted, filled = sample_size(config), 0
     packed = pack(corpus, tokenizer, config.context)
-    parts, n = [], 0
-    while n < wanted:
-        parts.append(forward(packed.next(sequences_of(config))))
-        n += parts[-1][0].shape[1]
-    inputs, outputs = (torch.cat([part[i] for part in parts], dim=1)[:, :wanted] for i in (0, 1))
-    return measure_scales(inputs, outputs), (inputs, outputs, torch.cat([part[2] for part in parts])[:wanted])
+    held: Activations | None = None  # room for all at once: parts put together in the end would be there twice
+    while held is None or filled < wanted:
+        inputs, outputs, position = forward(packed.next(sequences_of(config)))
+        if held is None:
+            shape = inputs.shape[0], wanted, inputs.shape[2]
+            held = (
+                inputs.new_empty(shape, device=device), outputs.new_empty(shape, device=device),
+                position.new_empty(wanted, device=device),
+            )  # fmt: skip
+        n = min(inputs.shape[1], wanted - filled)
+        here = slice(filled, filled + n)
+        held[0][:, here], held[1][:, here], held[2][here] = inputs[:, :n], outputs[:, :n], position[:n]
+        filled += n
+    return measure_scales(held[0], held[1]), held
+
+
+def sample_size(config: TrainConfig) -> int:
+    """Tokens that features start from."""
+    return max(SAMPLE, min(4 * config.n_features, LARGEST_SAMPLE), config.n_features)
+
+
+def longest_context(model: PreTrainedModel) -> int | None:
+    """The most tokens of a sequence that the model can read, if it says so."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def open_streams(

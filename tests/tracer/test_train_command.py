@@ -1,5 +1,6 @@
 """`trace train` in its own process: a run, its metrics, a run that goes on, and what it refuses."""
 
+import json
 import signal
 import subprocess
 import time
@@ -40,16 +41,17 @@ def test_a_transcoder_is_trained_and_traced_with(tmp_path, data):
 
 
 @pytest.mark.slow
-def test_sigterm_ends_with_a_checkpoint_and_the_same_command_goes_on(tmp_path, data):
+@pytest.mark.parametrize(("asked", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_with_a_checkpoint_and_the_same_command_goes_on(tmp_path, data, asked, status):
     arguments = ("train", "--data", str(data), "--out", "run", *SMALL, "--tokens", "1_024_000", "--report-every", "5")
     process = subprocess.Popen([*TRACE, *arguments], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     for _ in range(1200):
         if (tmp_path / "run" / "metrics.parquet").exists():
             break
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(asked)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 143, error
+    assert process.returncode == status, error
     step = latest(tmp_path / "run").name.removeprefix("step-")
     assert f"trace: stopped after step {step} of 4000; start the same command again to go on." in error
     changed = run(*arguments, "--k", "5", folder=tmp_path)
@@ -67,6 +69,11 @@ def test_sigterm_ends_with_a_checkpoint_and_the_same_command_goes_on(tmp_path, d
         (("--data", "data.txt", "--tokens", "10"), "10 tokens do not fill one step"),
         (("--data", "data.txt", "--model", "data.txt"), "is not a Hugging Face model directory"),
         (("--data", "data.txt", "--shards", "2"), "start them with torchrun"),
+        (("--data", "data.txt", "--context", "49"), "context is 49, the model reads 48 tokens at most"),
+        (("--data", "data.txt", "--context", "1"), "context is 1; expected 2 tokens or more"),
+        (("--data", "data.txt", "--learning-rate", "-1"), "learning_rate is -1.0; expected a number above 0"),
+        (("--data", "data.txt", "--report-every", "0"), "--report-every is 0; expected 1 step or more"),
+        (("--data", "data.txt", "--checkpoint-every", "0"), "--checkpoint-every is 0; expected 1 step or more"),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_folder_is_made(tmp_path, data, monkeypatch, arguments, message):
@@ -81,4 +88,12 @@ def test_the_options_have_the_defaults_of_the_configuration():
     known = {field.name: field.default for field in fields(TrainConfig)}
     shared = options.keys() & known.keys()
     assert len(shared) == 18
+    shared -= {"context"}  # which the model may limit
     assert {name: options[name].default for name in shared} == {name: known[name] for name in shared}
+
+
+def test_a_sequence_is_by_default_as_long_as_the_model_reads_at_most(tmp_path, data):
+    few = ("--n-features", "64", "--k", "4", "--batch-tokens", "256", "--buffer-tokens", "1024", "--tokens", "256")
+    done = run("train", "--data", str(data), "--out", "run", *few, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["context"] == 48

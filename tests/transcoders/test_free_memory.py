@@ -1,9 +1,17 @@
-"""How much memory may still be taken: what the machine has, or what is left of the container's share."""
+"""What fits: memory that may still be taken, by the machine or the container, and what a run needs of it."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from transcoders import memory
+from tests.transcoders.test_train import SMALL, trained
+from transcoders import TrainConfig, TranscoderConfig, TranscoderError, memory, start
+from transcoders.parallel import Place
+from transcoders.start import start_layer
+from transcoders.streams import sample_size
 
 CPU = torch.device("cpu")
 ONE = {
@@ -44,3 +52,45 @@ def test_without_a_limit_the_machine_decides(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
     monkeypatch.setattr(memory, "ROOT", tmp_path)
     assert memory.free_memory(CPU) > 1 << 28
+
+
+def test_a_step_that_does_not_fit_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(TranscoderError, match=r"this run needs .* GB are free; --batch-tokens \d+ fits"):
+        trained(
+            tmp_path, replace(SMALL, n_features=1 << 14, batch_tokens=1 << 20, tokens=1 << 21, buffer_tokens=1 << 21)
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_does_not_fit_is_refused(tmp_path):
+    config = replace(SMALL, n_features=1 << 34, batch_tokens=64, buffer_tokens=128)
+    with pytest.raises(TranscoderError, match=r"features start from 17,179,869,184 tokens, for which .* GB are needed"):
+        trained(tmp_path, config)
+
+
+def test_features_are_looked_for_in_blocks_that_change_nothing(monkeypatch):
+    inputs, outputs = torch.randn(2, 300, 16, generator=torch.Generator().manual_seed(0))
+
+    def begin():
+        return start_layer(inputs, outputs, 24, 4, 0.02, torch.Generator().manual_seed(1), at_once=5)
+
+    whole = begin()
+    monkeypatch.setattr(start, "BLOCK_BYTES", 4 * 5 * 24 * 7)  # seven tokens
+    assert len(list(start.blocks(300, 24))) == 43
+    parts = begin()
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+
+
+def test_the_start_is_found_within_the_memory_that_is_counted_for_it():
+    config = TrainConfig(n_features=4096, k=4, batch_tokens=64, buffer_tokens=128, tokens=64)
+    shape = TranscoderConfig(1, 16, 4096, "relu")
+    counted = memory.needed_to_start(shape, config, Place(), torch.float32)
+    inputs, outputs = torch.randn(2, sample_size(config), 16, generator=torch.Generator().manual_seed(0))
+    start_layer(inputs[:64], outputs[:64], 8, 4, 0.02, torch.Generator())  # what torch itself takes
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    now = int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[0])
+    start_layer(inputs, outputs, 4096, 4, 0.02, torch.Generator().manual_seed(1), at_once=2048)
+    peak = int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0])
+    # of 16,384 tokens x 4096 features every array takes 268 MB, and several of them would be held at once
+    assert (peak - now) * 1024 < counted < 350_000_000

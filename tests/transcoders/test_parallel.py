@@ -1,17 +1,29 @@
 """Several processes train what one would: real torchrun, gloo on CPU."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.transcoders.split_script import KINDS, train_all
 from tests.transcoders.test_train import SMALL, run_script, wait_for_step
 from transcoders import TranscoderError, load
 from transcoders.parallel import Place
 from transcoders.progress import latest
 
+HERE = Path(__file__).parent
+
+
+def column(folder, name):
+    return torch.tensor([row[name] for row in pq.read_table(folder / "metrics.parquet").to_pylist()])
+
 
 def losses(folder):
-    return torch.tensor([row["loss"] for row in pq.read_table(folder / "metrics.parquet").to_pylist()])
+    return column(folder, "loss")
 
 
 def finish(process):
@@ -59,6 +71,35 @@ def test_a_lost_process_ends_the_run_and_one_process_goes_on(alone, tmp_path):
     finish(run_script(tmp_path, "--streams"))  # on another number of processes
     torch.testing.assert_close(losses(tmp_path)[-1], losses(alone)[-1], atol=1e-5, rtol=1e-5)
     assert_close(load(tmp_path / "transcoder"), load(alone / "transcoder"))
+
+
+@pytest.fixture(scope="module")
+def all_alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("all-alone")
+    train_all(folder, Place())
+    return folder
+
+
+@pytest.fixture(scope="module", params=[2, 1], ids=["features split", "data split"])
+def all_split(request, tmp_path_factory):
+    """Every kind trained by two processes."""
+    folder = tmp_path_factory.mktemp("all-split")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+               "--rdzv-endpoint", "localhost:0", str(HERE / "split_script.py"), str(folder),
+               str(request.param)]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    finish(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_trained_by_two_processes_as_by_one(all_alone, all_split, kind):
+    tolerance = 1e-4 if kind == "topk" else 1e-5  # rounding may decide which feature is the kth
+    torch.testing.assert_close(losses(all_split / kind), losses(all_alone / kind), atol=tolerance, rtol=tolerance)
+    assert_close(load(all_split / kind / "transcoder"), load(all_alone / kind / "transcoder"))
+    if kind == "dead":
+        assert float(column(all_alone / kind, "dead").max()) > 0.1  # or there was nothing to compare
 
 
 def test_what_cannot_be_split_is_refused():

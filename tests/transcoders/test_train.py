@@ -18,7 +18,7 @@ from tests.tracer.conftest import tiny_llama, tiny_tokenizer
 from tests.transcoders.planted import PlantedStream, planted_activations, planted_transcoder
 from transcoders import TrainConfig, TranscoderConfig, TranscoderError, load, train
 from transcoders.activations import mlp_activations
-from transcoders.corpus import open_corpus, tokens_corpus
+from transcoders.corpus import tokens_corpus
 from transcoders.parallel import Place
 from transcoders.progress import latest, read_tensors
 from transcoders.scales import measure_scales
@@ -44,6 +44,12 @@ def trained(folder, config=SMALL, **reporting):
     model = tiny_llama(0).requires_grad_(False)
     corpus = tokens_corpus(texts(), "texts")
     return train(model, tiny_tokenizer(), corpus, config, folder, reporting=Reporting(**reporting))
+
+
+def done_at(folder, step):
+    """Seconds after which a step was reported."""
+    rows = pq.read_table(folder / "metrics.parquet").to_pylist()
+    return next(row["seconds"] for row in rows if row["step"] == step)
 
 
 def assert_same(first, second):
@@ -99,12 +105,18 @@ def test_every_kind_learns_and_is_saved_to_read_activations_as_they_come(tmp_pat
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, config):
     rows, resumed = [], []
     whole = trained(tmp_path / "whole", config, report_every=10, on_report=rows.append)
-    asked = iter([False, False, True])
-    with pytest.raises(Stopped, match="stopped after step 30 of 60; start the same command again"):
-        trained(tmp_path / "parts", config, report_every=10, checkpoint_every=7, should_stop=lambda: next(asked))
+    done = []
+    with pytest.raises(Stopped, match="stopped after step 33 of 60; start the same command again"):
+        trained(tmp_path / "parts", config, report_every=10, checkpoint_every=7,
+                on_step=lambda step, steps: done.append(step), should_stop=lambda: done[-1:] == [33])  # fmt: skip
     parts = trained(tmp_path / "parts", config, report_every=10, checkpoint_every=7, on_report=resumed.append)
     assert [row["step"] for row in resumed] == [40, 50, 60]
-    assert [row["loss"] for row in resumed] == [row["loss"] for row in rows[3:]]
+    times = ("seconds", "tokens_per_second")
+    for again, before in zip(resumed, rows[3:], strict=True):  # the first of them began before the interruption
+        assert {name: value for name, value in again.items() if name not in times} == {
+            name: value for name, value in before.items() if name not in times
+        }
+    assert resumed[0]["tokens_per_second"] < 10 * 256 / (resumed[0]["seconds"] - done_at(tmp_path / "parts", 30)) * 1.01
     assert_same(whole, parts)
     kept = pq.read_table(tmp_path / "parts" / "metrics.parquet").to_pylist()
     assert [row["step"] for row in kept] == [10, 20, 30, 40, 50, 60]
@@ -115,12 +127,37 @@ def test_a_cache_of_activations_changes_nothing(tmp_path):
     model, tokenizer, corpus = tiny_llama(0).requires_grad_(False), tiny_tokenizer(), tokens_corpus(texts(), "texts")
     without = train(model, tokenizer, corpus, SMALL, tmp_path / "a")
     filled = train(model, tokenizer, corpus, SMALL, tmp_path / "b", cache=tmp_path / "cache")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()  # from here on only the cache knows
+    passes = []
+    model.model.register_forward_pre_hook(lambda *_: passes.append(1))
     read = train(model, tokenizer, corpus, SMALL, tmp_path / "c", cache=tmp_path / "cache")
+    assert passes == []
     assert_same(without, filled)
     assert_same(filled, read)
+    for number, path in enumerate(sorted((tmp_path / "cache").rglob("*.safetensors"))):
+        if number % 2:
+            path.unlink()
+    half = train(model, tokenizer, corpus, SMALL, tmp_path / "d", cache=tmp_path / "cache")
+    assert passes
+    assert_same(filled, half)
+
+
+def test_a_cache_gives_a_model_none_of_another_ones_activations(tmp_path):
+    tokenizer, corpus, config = tiny_tokenizer(), tokens_corpus(texts(), "texts"), replace(SMALL, tokens=4 * 256)
+    models = [tiny_llama(0), tiny_llama(7), tiny_llama(0).bfloat16()]
+    for number, model in enumerate(models):
+        name = f"organisation-{number}/model"
+        train(model, tokenizer, corpus, config, tmp_path / f"a{number}", cache=tmp_path / "cache", model_name=name)
+    for number, model in enumerate(models):
+        alone = train(model, tokenizer, corpus, config, tmp_path / f"b{number}")
+        assert_same(load(tmp_path / f"a{number}" / "transcoder"), alone)
+
+
+def test_a_cache_tells_sequences_of_different_lengths_apart(tmp_path):
+    tokenizer, corpus = tiny_tokenizer(bos=None), tokens_corpus(texts(), "texts")
+    for context in (16, 32):  # the same tokens in the same order
+        config = replace(SMALL, tokens=4 * 256, context=context)
+        cached = train(tiny_llama(0), tokenizer, corpus, config, tmp_path / f"a{context}", cache=tmp_path / "cache")
+        assert_same(cached, train(tiny_llama(0), tokenizer, corpus, config, tmp_path / f"b{context}"))
 
 
 @pytest.mark.parametrize(
@@ -145,6 +182,67 @@ def test_resuming_with_other_settings_is_refused_and_the_differences_are_named(t
         trained(tmp_path, replace(SMALL, k=5, learning_rate=0.5))
 
 
+def test_a_run_goes_on_only_with_the_same_weights_precision_and_text(tmp_path):
+    def again(model=None, documents=None):
+        corpus = tokens_corpus(documents or texts(), "texts")
+        train(model or tiny_llama(0), tiny_tokenizer(), corpus, replace(SMALL, tokens=256), tmp_path)
+
+    again()
+    for changed, names in (
+        ({"model": tiny_llama(7)}, "model_weights was '.*' and is"),
+        ({"model": tiny_llama(0).bfloat16()}, "dtype was 'float32' and is 'bfloat16'"),
+        ({"documents": texts(seed=1)}, "corpus_content was '.*' and is"),
+    ):
+        with pytest.raises(TranscoderError, match=f"holds a run with other settings: .*{names}"):
+            again(**changed)
+    settings = json.loads((tmp_path / "run.json").read_text())
+    for name in ("model_weights", "dtype", "corpus_content"):
+        del settings[name]  # as runs from before these were noted
+    (tmp_path / "run.json").write_text(json.dumps(settings))
+    again()
+
+
+def test_a_longer_context_than_the_model_reads_is_refused(tmp_path):
+    with pytest.raises(TranscoderError, match=r"context is 33, the model reads 32 tokens at most; give --context 32"):
+        trained(tmp_path / "out", replace(SMALL, context=33))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"context": 1}, "context is 1; expected 2 tokens or more"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0; expected a number above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; expected a number above 0"),
+        ({"clip": 0.0}, "clip is 0.0; expected a number above 0"),
+        ({"sparsity": -0.1}, "sparsity is -0.1; expected 0 or more"),
+        ({"density_steps": 0}, "density_steps is 0; expected 1 or more"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused(changed, message):
+    with pytest.raises(TranscoderError, match=message):
+        replace(SMALL, **changed)
+
+
+@pytest.mark.parametrize("name", ["report_every", "checkpoint_every"])
+def test_intervals_are_a_step_or_more(name):
+    with pytest.raises(TranscoderError, match=f"--{name.replace('_', '-')} is 0; expected 1 step or more"):
+        Reporting(**{name: 0})
+
+
+@pytest.mark.parametrize("asked_at", [1, 3])
+def test_a_run_that_is_asked_to_stop_before_its_first_step_ends_at_once(tmp_path, asked_at):
+    asked = []
+
+    def should_stop():
+        asked.append(1)
+        return len(asked) == asked_at  # 1: while activations are sampled; 3: while features are looked for
+
+    with pytest.raises(Stopped, match="stopped before the first step; start the same command again"):
+        trained(tmp_path, on_step=lambda step, steps: pytest.fail("took a step"), should_stop=should_stop)
+    assert latest(tmp_path) is None
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path):
     config = replace(SMALL, learning_rate=1e30, warm_up=25, clip=1e30)
     with pytest.raises(TranscoderError, match="the loss is not finite at step"):
@@ -152,49 +250,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
     good = latest(tmp_path)
     if good is not None:
         assert all(bool(t.isfinite().all()) for t in read_tensors(good / "common.safetensors").values())
-
-
-def test_a_step_that_does_not_fit_is_refused_before_anything_is_read(tmp_path):
-    with pytest.raises(TranscoderError, match=r"this run needs .* GB are free; --batch-tokens \d+ fits"):
-        trained(
-            tmp_path, replace(SMALL, n_features=1 << 14, batch_tokens=1 << 20, tokens=1 << 21, buffer_tokens=1 << 21)
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("empty.txt", "", "holds no text"),
-        ("blank.jsonl", "\n\n", "holds no text"),
-        ("broken.jsonl", '{"text": "a"}\n{"text"', "line 2 is no JSON"),
-        ("other.jsonl", '{"body": "a"}\n', "line 1 has no 'text'"),
-        ("number.jsonl", '{"text": 3}\n', "holds int; expected text"),
-        ("latin.txt", "caf\xe9".encode("latin-1"), "expected UTF-8 text"),
-        ("fake.parquet", "no parquet", "cannot be read"),
-        ("picture.png", "x", "of no known kind"),
-    ],
-)
-def test_wrong_data_is_refused_in_one_line(tmp_path, name, content, message):
-    path = tmp_path / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(TranscoderError, match=message) as error:
-        train(tiny_llama(0), tiny_tokenizer(), open_corpus(path), SMALL, tmp_path / "out")
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "out" / "transcoder").exists()
-
-
-def test_text_jsonl_and_parquet_hold_the_same_documents(tmp_path):
-    documents = ["one two", "three", "four five six"]
-    (tmp_path / "a.txt").write_text("\n\n".join(documents) + "\n")
-    (tmp_path / "lines.txt").write_text("\n".join(documents) + "\n")
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    import pyarrow as pa
-
-    pq.write_table(pa.table({"text": documents}), tmp_path / "a.parquet")
-    for name in ("a.txt", "lines.txt", "a.jsonl", "a.parquet"):
-        assert list(open_corpus(tmp_path / name).documents(0)) == documents, name
-        assert list(open_corpus(tmp_path / name).documents(2)) == documents[2:], name
 
 
 def run_script(folder, *arguments, n=1, timeout=120):
@@ -256,9 +311,63 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(tmp_
     assert process.returncode == 0, error
 
 
+def test_a_full_disk_when_metrics_are_written_is_told_in_one_line(tmp_path):
+    process = run_script(tmp_path, "--metrics-full-at=3")
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"cannot write {tmp_path}/metrics.parquet" in error and "make room" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_full_disk_at_the_end_leaves_no_part_of_a_transcoder(tmp_path):
+    process = run_script(tmp_path)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    before = load(tmp_path / "transcoder")
+    process = run_script(tmp_path, "--full-from-the-start")  # all steps are done: only the end is left
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"cannot write {tmp_path}/transcoder: " in error and "make room" in error
+    assert len(error.splitlines()) == 1
+    assert_same(load(tmp_path / "transcoder"), before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint", "metrics.parquet", "run.json", "transcoder",
+    ]  # fmt: skip
+
+
+def test_ctrl_c_writes_a_checkpoint_too_and_no_report_is_waited_for(tmp_path):
+    process = run_script(tmp_path, "--slow", "--report-every=1000")
+    wait_for_step(tmp_path, 5)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 3, error
+    assert f"after step {latest(tmp_path).name.removeprefix('step-')} of 60" in error
+    assert not (tmp_path / "metrics.parquet").exists()
+
+
 def test_a_model_of_another_family_is_refused_with_the_known_ones(tmp_path):
     model = tiny_llama(0)
     model.config.model_type = "mystery"
     with pytest.raises(TranscoderError, match=r"'mystery' cannot be traced yet; known types: llama"):
         train(model, tiny_tokenizer(), tokens_corpus(texts(), "texts"), SMALL, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_groups_of_processes_start_from_the_weights_of_the_first(tmp_path):
+    process = run_script(tmp_path, "--shards=1", "--start-only", n=2)
+    output, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    first, second = output.split()
+    assert first == second
+
+
+@pytest.mark.slow
+def test_several_processes_that_are_asked_to_stop_agree_on_a_step(tmp_path):
+    process = run_script(tmp_path, "--streams", "--slow", "--report-every=1000", n=2)
+    wait_for_step(tmp_path, 5)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    step = int(latest(tmp_path).name.removeprefix("step-"))
+    assert step % 5 == 0
+    assert f"stopped after step {step} of 60" in error
