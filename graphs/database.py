@@ -91,13 +91,18 @@ def _answer(
 def parameter_names(sql: str) -> set[str]:
     """The parameters of a query; none if it is no SQL. Raises no error: who answers the query tells what is wrong."""
     try:
+        sql.encode()
         return set().union(*(statement.named_parameters for statement in duckdb.extract_statements(sql)))
     except (duckdb.Error, UnicodeError):
         return set()
 
 
 def is_complete(sql: str) -> bool:
-    """Whether the text ends with a semicolon that is neither in a text nor in a comment."""
+    """Whether the text ends with a semicolon that is neither in a text nor in a comment, or is no text at all."""
+    try:
+        sql.encode()
+    except UnicodeError:  # who answers it tells what is wrong
+        return True
     places = [place for place, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
     return bool(places) and sql.encode()[places[-1] :].startswith(b";")
 

@@ -39,7 +39,8 @@ def _comparisons(folder: Path) -> Iterator[DamagedFile]:
     for head in sorted(heads):
         if head.stem not in readable:
             found = list(_unreadable([head, *head.parent.glob(f"{head.stem}.*.parquet")]))
-            yield from found or [DamagedFile(head, "it does not fit its nodes and edges, or these are gone")]
+            if found or head.exists():  # or it was deleted just now
+                yield from found or [DamagedFile(head, "it does not fit its nodes and edges, or these are gone")]
 
 
 def _annotations(folder: Path) -> Iterator[DamagedFile]:
@@ -58,7 +59,9 @@ def _additions(folder: Path) -> Iterator[DamagedFile]:
     found = [Path(place) for place in places if os.path.exists(place)]
     readable = {path for _, path, _ in added_files(parent)} if found else set()
     for path in sorted(set(found) - readable):
-        yield from list(_unreadable([path])) or [DamagedFile(path, "it does not have the columns of its table")]
+        found_damaged = list(_unreadable([path]))
+        if found_damaged or path.exists():  # or it was deleted just now
+            yield from found_damaged or [DamagedFile(path, "it does not have the columns of its table")]
 
 
 def _unreadable(paths: Iterable[Path]) -> Iterator[DamagedFile]:

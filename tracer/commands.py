@@ -57,10 +57,11 @@ def convert_transcoder(source: str, folder: Path, dtype: str | None, overrides: 
     """Convert a transcoder, and say what was found, what was changed and where it was written."""
     import torch
 
+    from tracer.memory import explaining_lack_of_memory
     from transcoders import convert, open_stored
 
-    stored = open_stored(source, **overrides)
-    with progress() as step:
+    with explaining_lack_of_memory("convert it on a machine with more of it"), progress() as step:
+        stored = open_stored(source, **overrides)
         convert(
             stored, folder, dtype=getattr(torch, dtype) if dtype else None,
             on_layer=lambda done, total: step("converting layers", done, total),

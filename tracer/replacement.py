@@ -20,9 +20,11 @@ from transcoders import CrossLayerTranscoder, load_on_demand
 from transcoders.activations import read_site
 from transcoders.checkpoint import revision
 from transcoders.families import Anatomy, dissect
-from transcoders.fingerprint import fingerprint
+from transcoders.fingerprint import digest_of, fingerprint
 from transcoders.hub import locate
 
+DECODER_ROWS = 16
+"""Of each layer by which transcoders are told apart."""
 WORD = re.compile(r"\w+|[^\w\s]+")
 
 
@@ -50,14 +52,14 @@ class ReplacementModel:
     ) -> "ReplacementModel":
         """Load a model and a tokenizer, by default the model's (directories or name[@revision]), and a transcoder in
         any layout, and check that they fit."""
-        network, words = load_model(model, dtype, tokenizer)
+        network, loaded_tokenizer = load_model(model, dtype, tokenizer)
         folder = locate(transcoder)
         loaded = load_on_demand(folder, device=device, dtype=dtype)
         origin = Origin(
             name or str(model), _model_revision(network, Path(model)),
             f"{name}-clt" if name else str(transcoder), revision(folder),
         )  # fmt: skip
-        return cls.of(network.to(device), words, loaded, origin)
+        return cls.of(network.to(device), loaded_tokenizer, loaded, origin)
 
     @classmethod
     def of(
@@ -216,5 +218,15 @@ def _origin_of(model: PreTrainedModel, transcoder: CrossLayerTranscoder) -> Orig
     """Names and digests of what came as objects: graphs of other weights must not replace each other."""
     return Origin(
         model.config._name_or_path or model.config.model_type, fingerprint(model),
-        transcoder.config.model_name or "transcoder", fingerprint(transcoder),
+        transcoder.config.model_name or "transcoder", _transcoder_fingerprint(transcoder),
     )  # fmt: skip
+
+
+def _transcoder_fingerprint(transcoder: CrossLayerTranscoder) -> str:
+    """Of decoders some rows of each layer: they may be in their files."""
+    some = torch.linspace(0, transcoder.config.n_features - 1, DECODER_ROWS).long()
+    layers = range(transcoder.config.n_layers)
+    return digest_of(
+        {f"decoder {layer}": transcoder.decoder_rows(layer, some) for layer in layers}
+        | {name: weights for name, weights in transcoder.state_dict().items() if not name.startswith("W_dec")}
+    )

@@ -75,13 +75,21 @@ def save(transcoder: CrossLayerTranscoder, folder: str | Path, *, dtype: torch.d
 
 
 def save_whole(transcoder: CrossLayerTranscoder, folder: Path) -> None:
-    """Put a transcoder folder in place whole or not at all; one that is there is replaced."""
-    with _unfinished(folder) as unfinished:
-        save(transcoder, unfinished)
-        before = unfinished.with_suffix(".before")
-        if folder.exists():  # a folder cannot be renamed onto one that is not empty
-            folder.rename(before)
-    shutil.rmtree(before, ignore_errors=True)
+    """Put a transcoder folder in place whole or not at all; one that is there is replaced. Nobody else may write it."""
+    before = folder.with_name(f".{folder.name}-before")
+    if before.exists() and not folder.exists():  # a kill came in between
+        before.rename(folder)
+    for left in folder.parent.glob(f".{folder.name}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        with _unfinished(folder) as unfinished:
+            save(transcoder, unfinished)
+            if folder.exists():  # a folder cannot be renamed onto one that is not empty
+                folder.rename(before)
+    finally:
+        if before.exists() and not folder.exists():
+            before.rename(folder)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def convert(

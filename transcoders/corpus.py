@@ -20,7 +20,7 @@ from transcoders.files import told_in_one_line
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 BLOCK = 1 << 16
 N_BLOCKS = 1 << 10
-"""Blocks read of all files together to tell their content: 64 MB, however large they are."""
+"""Blocks read of all files together to tell their content, but one of each at least: 64 MB, however large they are."""
 
 
 @dataclass(frozen=True)

@@ -46,18 +46,21 @@ def _free_in_group() -> list[int]:
     return []
 
 
-def check_fits(
+def check_start_fits(
     shape: TranscoderConfig, config: TrainConfig, place: Place, device: torch.device, dtype: torch.dtype
 ) -> None:  # fmt: skip
-    """Refuse a run that would end for lack of memory, and say which step would fit; `dtype` is the model's."""
-    fixed, per_token = needed(shape, config, place)
-    start = needed_to_start(shape, config, place, dtype)
-    free = free_memory(device)
+    """Refuse a run that is to start if memory would run out before it has learnt anything; `dtype` is the model's."""
+    start, free = needed_to_start(shape, config, place, dtype), free_memory(device)
     if start > free:
         raise TranscoderError(
             f"features start from {sample_size(config):,} tokens, for which {start / 1e9:.1f} GB are needed and "
             f"{free / 1e9:.1f} GB are free; take fewer features, --dtype bfloat16, or another machine."
         )
+
+
+def check_fits(shape: TranscoderConfig, config: TrainConfig, place: Place, device: torch.device) -> None:
+    """Refuse a run that would end for lack of memory, and say which step would fit."""
+    (fixed, per_token), free = needed(shape, config, place), free_memory(device)
     if fixed + per_token * config.batch_tokens // place.data_parts <= free:
         return
     gigabytes = (

@@ -63,12 +63,16 @@ def forward_of(model: PreTrainedModel, config: TrainConfig, first_token: int | N
     return forward
 
 
-def cached(forward: Forward, model: PreTrainedModel, config: TrainConfig, folder: Path) -> Forward:
+def cached(
+    forward: Forward, model: PreTrainedModel, config: TrainConfig, first_token: int | None, folder: Path
+) -> Forward:
     """The same, but what was computed once is read from files in the folder, onto the model's device.
 
-    A file's name holds all that decides what is in it: the model's weights and precision, the hooks and the tokens.
+    A file's name holds all that decides what is in it: the model's weights and precision, the hooks, the token that
+    is left out, and the tokens.
     """
-    folder = folder / f"{fingerprint(model)}-{str(model.dtype).removeprefix('torch.')}-{config.reads}-{config.writes}"
+    precision = str(model.dtype).removeprefix("torch.")
+    folder = folder / f"{fingerprint(model)}-{precision}-{config.reads}-{config.writes}-{first_token}"
 
     def read_or_make(tokens: Int[Tensor, "sequence position"]) -> Activations:
         content = f"{tuple(tokens.shape)} ".encode() + tokens.numpy().tobytes()

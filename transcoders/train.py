@@ -1,4 +1,4 @@
-"""Train a cross-layer (or per-layer) transcoder: start reading at `train`, then `learn`."""
+"""Train a cross-layer (or per-layer) transcoder: start reading at `train_to_folder`."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from transcoders.corpus import Corpus, first_token
 from transcoders.errors import TranscoderError
 from transcoders.families import dissect
 from transcoders.files import told_in_one_line
-from transcoders.memory import check_fits
+from transcoders.memory import check_fits, check_start_fits
 from transcoders.metrics import save_metrics
 from transcoders.model import CrossLayerTranscoder
 from transcoders.objective import (
@@ -65,13 +65,13 @@ class Reporting:
     """How often a run writes things down, whom it tells, and who may stop it; none of it changes the result."""
 
     report_every: int = 20
-    """Steps between rows of metrics; only then does a step wait for the device."""
+    """Steps between rows of metrics, which wait for the device."""
     checkpoint_every: int = 500
     on_report: Callable[[dict[str, Any]], None] = lambda row: None
     on_step: Callable[[int, int], None] = lambda step, steps: None
     """Gets the step and the number of steps."""
     should_stop: Callable[[], bool] = lambda: False
-    """Asked at every step, and often before the first one."""
+    """Asked after every step, of several processes after every fifth, and before the first one."""
 
     def __post_init__(self) -> None:
         for name, steps in (("report-every", self.report_every), ("checkpoint-every", self.checkpoint_every)):
@@ -116,16 +116,18 @@ def train_to_folder(
     dissect(model)  # or it says which families there are
     _check_context(model, config)
     shape = shape_of(model, config, model_name or str(model.config.name_or_path))
-    check_fits(shape, config, place, model.device, model.dtype)
+    checkpoint = latest(folder)
+    if checkpoint is None:
+        check_start_fits(shape, config, place, model.device, model.dtype)
+    check_fits(shape, config, place, model.device)
     if place.is_first:
         check_settings(folder, settings_of(model, shape.model_name, corpus, config))
     wait_for_all(place)
     forward = forward_of(model, config, first_token(tokenizer))
     if cache is not None:
-        forward = cached(forward, model, config, cache)
+        forward = cached(forward, model, config, first_token(tokenizer), cache)
 
     streams_at = partial(_streams, forward, corpus, tokenizer, config, place, model.device)
-    checkpoint = latest(folder)
     if checkpoint is None:
         run = _begun(forward, corpus, tokenizer, shape, config, place, reporting, model.device)
         streams = streams_at(run.scales)
@@ -140,8 +142,11 @@ def _begun(
     place: Place, reporting: Reporting, device: torch.device,
 ) -> Run:  # fmt: skip
     """A run that has learnt nothing yet. The sample that it starts from is let go when this returns."""
-    scales, seen = sample(_until_asked(forward, reporting), corpus, tokenizer, config, device)
-    return started(shape, config, same_scales(scales, place), seen, place, partial(_end_if_asked, reporting))
+    scales, seen = sample(_until_asked(forward, place, reporting), corpus, tokenizer, config, device)
+    _end_if_any_is_asked(place, reporting)
+    run = started(shape, config, same_scales(scales, place), seen, place, partial(_end_if_asked, place, reporting))
+    _end_if_any_is_asked(place, reporting)
+    return run
 
 
 def _streams(
@@ -181,24 +186,30 @@ def learn(
     """
     checkpoint = latest(folder)
     if checkpoint is None:
-        run = started(shape, config, scales, seen, place, partial(_end_if_asked, reporting))
+        run = started(shape, config, scales, seen, place, partial(_end_if_asked, place, reporting))
     else:
         run = resumed(shape, config, checkpoint, folder, place.features(config.n_features), streams)
     _go_on(run, streams, shape, config, folder, place, reporting)
 
 
-def _until_asked(forward: Forward, reporting: Reporting) -> Forward:
+def _until_asked(forward: Forward, place: Place, reporting: Reporting) -> Forward:
     """The same, but it ends the run when asked to: for where nothing is learnt yet that could be kept."""
 
     def forward_or_end(tokens: Int[Tensor, "sequence position"]) -> Activations:
-        _end_if_asked(reporting)
+        _end_if_asked(place, reporting)
         return forward(tokens)
 
     return forward_or_end
 
 
-def _end_if_asked(reporting: Reporting) -> None:
-    if reporting.should_stop():
+def _end_if_asked(place: Place, reporting: Reporting) -> None:
+    """Several processes do not end by themselves: the others may be waiting for each other already."""
+    if place.size == 1:
+        _end_if_any_is_asked(place, reporting)
+
+
+def _end_if_any_is_asked(place: Place, reporting: Reporting) -> None:
+    if anywhere(place, reporting.should_stop()):
         raise Stopped("stopped before the first step; start the same command again.")
 
 

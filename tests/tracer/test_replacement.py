@@ -19,7 +19,7 @@ from tracer.errors import TraceError
 from tracer.memory import explaining_lack_of_memory
 from tracer.pipeline import trace
 from tracer.replacement import ReplacementModel
-from transcoders import CrossLayerTranscoder, TranscoderConfig
+from transcoders import CrossLayerTranscoder, TranscoderConfig, load_on_demand, save
 
 
 def test_words_are_those_of_the_prompt(replacement):
@@ -275,3 +275,14 @@ def test_a_model_too_large_for_the_memory_is_told_in_one_line():
         capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
     )  # fmt: skip
     assert result.stdout.startswith("memory ran out; load the weights in half precision"), result.stderr
+
+
+def test_transcoders_are_told_apart_by_decoders_that_stay_in_their_files(tmp_path):
+    store, folders = GraphStore(tmp_path / "store"), [tmp_path / "first", tmp_path / "second"]
+    for scale, folder in zip((1.0, 2.0), folders, strict=True):
+        transcoder = tiny_transcoder(1)
+        transcoder.W_dec[2].data *= scale
+        save(transcoder, folder)
+        replacement = ReplacementModel.of(tiny_llama(0), tiny_tokenizer(), load_on_demand(folder))
+        store.save(trace("w3 w1 w4", replacement).graph)
+    assert len(store.ids()) == 2
