@@ -38,6 +38,11 @@ def columns_of(answer: pa.Table) -> list[list[Any]]:
     return [column.to_pylist(maps_as_pydicts="strict") for column in answer.columns]
 
 
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column of the type is one of numbers, which stand at the right."""
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
 def plain(value: Any) -> Any:
     """The value as JSON has it: there is no NaN and no infinity, null stands for both."""
     if isinstance(value, float):

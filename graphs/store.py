@@ -258,9 +258,9 @@ class GraphStore:
         """The SQL that was saved under this name. Raises `GraphError` if there is none."""
         return read_query(self.folder, name)
 
-    def saved_queries(self) -> "dict[str, str]":
-        """All saved SQL by name."""
-        return {name: read_query(self.folder, name) for name in query_names(self.folder)}
+    def saved_query_names(self) -> "builtins.list[str]":
+        """The names of all saved SQL."""
+        return query_names(self.folder)
 
     def sql(self, query: str, /, **parameters: object) -> pa.Table:
         """The answer to one SELECT over the store's tables; `$name` in the query stands for a parameter.

@@ -109,10 +109,10 @@ def resolve_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
+    kind = name.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
         raise TraceError(f"device {name!r} is unknown; expected auto, cpu, cuda or mps.")
     there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    kind = name.split(":")[0]
     if kind in there and not there[kind]():
         raise TraceError(
             f"device {kind} was asked for, but torch sees no {kind.upper()} device; use --device cpu or auto."

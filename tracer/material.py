@@ -8,6 +8,7 @@ from pathlib import Path
 from tracer.errors import TraceError
 from tracer.replacement import ReplacementModel
 from transcoders.corpus import Corpus, open_corpus
+from transcoders.families import longest_context
 from transcoders.passages import Passages, passages_of_corpus, passages_of_prompts
 
 CONTEXT = 128
@@ -38,7 +39,7 @@ def material_of_corpus(
     replacement: ReplacementModel, corpus: Corpus, *, context: int | None, n_tokens: int, n_graphs: int
 ) -> Material:
     """The first tokens of a corpus; the openings of its first documents are traced."""
-    longest: int = getattr(replacement.model.config, "max_position_embeddings", None) or context or CONTEXT
+    longest: int = longest_context(replacement.model) or context or CONTEXT
     length = min(CONTEXT, longest) if context is None else context
     if not 2 <= length <= longest:
         raise TraceError(f"--context is {length}; the model reads {longest} tokens at most, and 2 are the least.")

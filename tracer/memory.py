@@ -6,13 +6,12 @@ from contextlib import contextmanager
 import torch
 
 from tracer.errors import TraceError
+from transcoders.errors import is_lack_of_memory
 
 TRACE_LESS = (
     "attribute fewer features (--max-features 5000, or a lower --coverage), shorten the prompt, or load the weights in "
     "half precision (--dtype bfloat16)"
 )
-
-
 LOAD_LESS = "load the weights in half precision (--dtype bfloat16), or a smaller model or transcoder"
 
 
@@ -25,9 +24,3 @@ def explaining_lack_of_memory(advice: str = TRACE_LESS) -> Iterator[None]:
         if not is_lack_of_memory(error):
             raise
         raise TraceError(f"memory ran out; {advice}.") from error
-
-
-def is_lack_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed; on a CPU torch raises a plain RuntimeError, known by its text only."""
-    texts = ("not enough memory", "can't allocate", "Cannot allocate memory", "can't start new thread")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from tracer.errors import TraceError
 from tracer.local import LocalReplacementModel, Origin, Prompt, localize
-from tracer.memory import LOAD_LESS, explaining_lack_of_memory, is_lack_of_memory
+from tracer.memory import LOAD_LESS, explaining_lack_of_memory
 from transcoders import CrossLayerTranscoder, load_on_demand
 from transcoders.activations import read_site
 from transcoders.checkpoint import revision
-from transcoders.families import Anatomy, dissect
+from transcoders.errors import is_lack_of_memory
+from transcoders.families import Anatomy, dissect, longest_context
 from transcoders.fingerprint import digest_of, fingerprint
 from transcoders.hub import locate
 
@@ -115,7 +116,7 @@ class ReplacementModel:
     def _check_ids(self, text: str, ids: list[int]) -> None:
         if not ids:
             raise TraceError(f"the prompt {text[:40]!r} has no tokens; give text that the tokenizer knows.")
-        longest = getattr(self.model.config, "max_position_embeddings", None)
+        longest = longest_context(self.model)
         if longest is not None and len(ids) > longest:
             raise TraceError(f"the prompt has {len(ids)} tokens, the model reads at most {longest}; shorten it.")
         n_known = self.model.config.vocab_size
@@ -223,10 +224,9 @@ def _origin_of(model: PreTrainedModel, transcoder: CrossLayerTranscoder) -> Orig
 
 
 def _transcoder_fingerprint(transcoder: CrossLayerTranscoder) -> str:
-    """Of decoders some rows of each layer: they may be in their files."""
+    """Of decoders that stay in their files some rows of each layer."""
     some = torch.linspace(0, transcoder.config.n_features - 1, DECODER_ROWS).long()
     layers = range(transcoder.config.n_layers)
     return digest_of(
-        {f"decoder {layer}": transcoder.decoder_rows(layer, some) for layer in layers}
-        | {name: weights for name, weights in transcoder.state_dict().items() if not name.startswith("W_dec")}
+        {f"decoder {layer}": transcoder.decoder_rows(layer, some) for layer in layers} | transcoder.state_dict()
     )

@@ -73,18 +73,19 @@ def sql(
     from graphs.answers import parameter_value
     from tracer.tables import write_table
 
+    form = _form(form, output)
     parameters = {**_parameters(texts, str), **_parameters(values, parameter_value)}
     folder, query = _split(arguments, has_query=bool(source or saved or list_saved))
     if _is_run(folder):
         if saved or save or list_saved:
             raise click.ClickException(f"{folder} is a training run, which saves no queries; leave --save… out.")
-        table = _of_metrics(folder, _query(query, source), parameters, _limits(_form(form, output)))
-        write_table(table, _form(form, output), output)
+        table = _of_metrics(folder, _query(query, source), parameters, _limits(form))
+        write_table(table, form, output)
         return
     store = existing_store(folder)
     warn_of_damage(store)
     if list_saved:
-        write_table(_listed(store), _form(form, output), output)
+        write_table(_listed(store), form, output)
         return
     if source is not None and saved is not None:
         raise click.ClickException("--file and --saved are two queries; give one of them.")
@@ -94,10 +95,10 @@ def sql(
 
         run_shell(store, parameters)
         return
-    table = store.query(text, parameters, _limits(_form(form, output)))
+    table = store.query(text, parameters, _limits(form))
     if save is not None:
         store.save_query(save, text)
-    write_table(table, _form(form, output), output)
+    write_table(table, form, output)
 
 
 def _split(arguments: tuple[str, ...], *, has_query: bool) -> tuple[Path, str | None]:
@@ -203,10 +204,9 @@ def _listed(store: "GraphStore") -> "pa.Table":
     import pyarrow as pa
 
     from graphs import GraphError
-    from graphs.queries import query_names
 
     rows = []
-    for name in query_names(store.folder):
+    for name in store.saved_query_names():
         try:
             rows.append({"name": name, "query": store.saved_query(name).strip()})
         except GraphError as error:

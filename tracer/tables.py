@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.cells import cell_len
 
-from graphs.answers import columns_of, csv_text, json_text, jsonl_text
+from graphs.answers import columns_of, csv_text, is_number, json_text, jsonl_text
 from graphs.files import file_errors_as_graph_errors, write_atomically
 from tracer.errors import TraceError
 
@@ -39,7 +39,7 @@ def write_table(table: pa.Table, form: str, output: Path | None) -> None:
 
 def table_text(table: pa.Table) -> str:
     """A table for people: as wide as it needs to be when not on a terminal."""
-    numbers = [_is_number(column.type) for column in table.schema]
+    numbers = [is_number(column.type) for column in table.schema]
     columns = [map(_cell, values) for values in columns_of(table)]
     rows = [list(row) for row in zip(*columns, strict=True)]
     if not sys.stdout.isatty() or len(rows) > _WRAPPED_ROWS:
@@ -92,10 +92,6 @@ def _records(names: list[str], rows: list[list[str]]) -> str:
             *(f"{name:>{widest}}  {cell}" for name, cell in zip(names, row, strict=True)),
         ]
     )
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def _padded(cells: Sequence[str], number: bool) -> list[str]:

@@ -118,9 +118,9 @@ def train(
     from tracer.loading import load_for_training
     from transcoders import Reporting, Stopped, TrainConfig
     from transcoders.corpus import open_corpus
+    from transcoders.families import longest_context
     from transcoders.interrupts import asked_to_stop
     from transcoders.parallel import joined
-    from transcoders.streams import longest_context
     from transcoders.train import train_to_folder
 
     reporting = Reporting(report_every, checkpoint_every)

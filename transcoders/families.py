@@ -209,6 +209,11 @@ def _check_flags(family: Family, config: Any, dtype: torch.dtype) -> None:
         )
 
 
+def longest_context(model: PreTrainedModel) -> int | None:
+    """The most tokens of a sequence that the model can read, if it says so."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def epsilon(norm: Any) -> float:
     """What a norm adds to the mean square before it takes the root; it may be 0."""
     return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)

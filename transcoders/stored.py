@@ -4,7 +4,6 @@ Tensors are mapped into memory, so naming one costs nothing and values are read 
 describes a whole checkpoint, and whoever asks for ten decoder rows reads ten decoder rows.
 """
 
-import errno
 import json
 import pickle
 import zipfile
@@ -22,7 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from transcoders.config import TranscoderConfig
-from transcoders.errors import TranscoderError
+from transcoders.errors import TranscoderError, is_lack_of_memory
+
+_UNREADABLE = (
+    SafetensorError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,18 +120,9 @@ def map_tensors(path: Path) -> TensorFile:
     readers = {".npz": _map_npz, ".pt": _map_torch, ".ckpt": _map_torch}
     try:
         return TensorFile(path, readers.get(path.suffix, load_file)(path))
-    except (
-        SafetensorError,
-        ValueError,
-        TypeError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        RuntimeError,
-    ) as error:
+    except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if _is_lack_of_memory(error):
+        if is_lack_of_memory(error):
             raise MemoryError(f"{path} cannot be mapped: {reason}") from error
         raise TranscoderError(f"{path} cannot be read ({reason}); copy or download it again.") from error
 
@@ -185,11 +179,6 @@ def per_layer(
 
 def _form(encoder: Encoder) -> tuple:
     return encoder.W_enc.shape, encoder.threshold is None, encoder.W_skip is None
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Whether no memory was left; torch and safetensors say so in the text of the error only."""
-    return getattr(error, "errno", None) == errno.ENOMEM or "allocate memory" in str(error)
 
 
 def _map_torch(path: Path) -> dict[str, Tensor]:

@@ -132,11 +132,6 @@ def sample_size(config: TrainConfig) -> int:
     return max(SAMPLE, min(4 * config.n_features, LARGEST_SAMPLE), config.n_features)
 
 
-def longest_context(model: PreTrainedModel) -> int | None:
-    """The most tokens of a sequence that the model can read, if it says so."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def open_streams(
     forward: Forward, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, numbers: Iterable[int],
     device: torch.device,

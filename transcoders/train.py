@@ -17,7 +17,7 @@ from transcoders.checkpoint import load, save_whole
 from transcoders.config import TrainConfig, TranscoderConfig
 from transcoders.corpus import Corpus, first_token
 from transcoders.errors import TranscoderError
-from transcoders.families import dissect
+from transcoders.families import dissect, longest_context
 from transcoders.files import told_in_one_line
 from transcoders.memory import check_fits, check_start_fits
 from transcoders.metrics import save_metrics
@@ -45,7 +45,6 @@ from transcoders.streams import (
     Stream,
     cached,
     forward_of,
-    longest_context,
     next_batch,
     open_streams,
     sample,

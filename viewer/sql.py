@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-import pyarrow as pa
 from flask import Flask, Response, render_template, request
 from flask.typing import ResponseReturnValue
 
 from graphs import GraphError, GraphStore
-from graphs.answers import columns_of, csv_text, parameter_value, plain
+from graphs.answers import columns_of, csv_text, is_number, parameter_value, plain
 from graphs.names import is_graph_id
-from graphs.queries import query_names
 from graphs.sandbox import query
 from graphs.schema import description, macro_description, macro_example, macros, tables, view_columns, views
 
@@ -71,8 +69,8 @@ def add_sql_page(app: Flask, store: GraphStore) -> None:
         try:
             with _one_of(free):
                 if request.form.get("as") == "csv":
-                    return _file(store, sql, _values(sql, given))
-                return _page(store, sql, given, shown=_ask(store, sql, _values(sql, given)))
+                    return _file(store, sql, _values(given))
+                return _page(store, sql, given, shown=_ask(store, sql, _values(given)))
         except GraphError as error:
             return _page(store, sql, given, error=str(error)), 400
 
@@ -112,7 +110,7 @@ def _page(
             (macro_example(text), macro_description(text), _address(macro_example(text)))
             for _, text in sorted(macros().items())
         ],
-        saved=[(name, "/sql?" + urlencode({"saved": name})) for name in query_names(store.folder)],
+        saved=[(name, "/sql?" + urlencode({"saved": name})) for name in store.saved_query_names()],
     )
 
 
@@ -129,15 +127,15 @@ def _names(sql: str) -> list[str]:
     return list(dict.fromkeys(re.findall(r"(?<!\$)\$(\w+)", sql)))
 
 
-def _values(sql: str, given: Mapping[str, str]) -> dict[str, object]:
-    return {name: parameter_value(given[name]) for name in _names(sql) if given.get(name)}
+def _values(given: Mapping[str, str]) -> dict[str, object]:
+    return {name: parameter_value(text) for name, text in given.items() if text}
 
 
 def _ask(store: GraphStore, sql: str, parameters: Mapping[str, object]) -> Shown:
     started = time.perf_counter()
     answer = query(store, sql, parameters, seconds=SECONDS, max_rows=_MOST_ROWS, is_wanted=_somebody_waits())
     seconds = time.perf_counter() - started
-    columns = tuple((_text(column.name) or "", _is_number(column.type)) for column in answer.table.schema)
+    columns = tuple((_text(column.name) or "", is_number(column.type)) for column in answer.table.schema)
     names = answer.table.column_names
     rows = [[_cell(names, row, i) for i in range(len(row))] for row in zip(*columns_of(answer.table), strict=True)]
     return Shown(columns, rows, answer.truncated, seconds, len(store.damaged()))
@@ -147,10 +145,6 @@ def _somebody_waits() -> Callable[[], bool]:
     """Whether the browser still waits for the answer; servers other than Waitress do not tell."""
     disconnected = request.environ.get("waitress.client_disconnected", lambda: False)
     return lambda: not disconnected()
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def _file(store: GraphStore, sql: str, parameters: Mapping[str, object]) -> Response:

@@ -79,7 +79,8 @@ def test_queries_are_saved_by_name(store):
     store.save_query("all", "FROM graphs")
     store.save_query("all", "FROM nodes  ")
     store.save_query("Edges-2", "FROM edges")
-    assert store.saved_queries() == {"Edges-2": "FROM edges\n", "all": "FROM nodes\n"}
+    saved = {name: store.saved_query(name) for name in store.saved_query_names()}
+    assert saved == {"Edges-2": "FROM edges\n", "all": "FROM nodes\n"}
     assert store.saved_query("all") == "FROM nodes\n"
     with pytest.raises(GraphError, match=r"there is no readable query 'some' in .*; saved are Edges-2, all"):
         store.saved_query("some")

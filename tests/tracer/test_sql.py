@@ -198,7 +198,7 @@ def test_a_query_that_is_interrupted_is_told_in_one_line(folder, number):
 
 def test_a_query_that_fails_is_not_saved(folder, refused):
     refused("SELEC 1", "--save", "broken")
-    assert "broken" not in GraphStore(folder / "graphs-store").saved_queries()
+    assert "broken" not in GraphStore(folder / "graphs-store").saved_query_names()
 
 
 def shell(folder: Path, typed: str, capsys: pytest.CaptureFixture[str], **parameters: object) -> tuple[str, str]:
