@@ -14,10 +14,18 @@ from torch import Tensor
 
 from benchmarks.machine import bandwidth, matrix_rate, now, peak_mb
 from transcoders.adam import Adam
+from transcoders.config import TrainConfig, TranscoderConfig
 from transcoders.kernels import decode, sparse_encode, sparse_encode_top
+from transcoders.objective import Typical
+from transcoders.parallel import Place
+from transcoders.run import started
+from transcoders.scales import measure_scales
+from transcoders.shuffle import Batch
+from transcoders.start import go_on
+from transcoders.train import learn_from
 
-WAYS = ("sparse", "sparse-top-k", "dense")
-"""By one threshold a layer, by the k largest of each token, or by the threshold and dense products."""
+WAYS = ("sparse", "sparse-top-k", "dense", "trainer")
+"""By a threshold a layer, by the k largest of each token, by the threshold and dense products; all the trainer does."""
 WARM_UP = 2
 """Steps before the clock starts."""
 ERROR_FLOOR = 0.02
@@ -37,6 +45,16 @@ class State:
 
     def parameters(self) -> list[Tensor]:
         return [*self.encoders, *self.biases, *self.decoders]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What was measured of some steps."""
+
+    seconds: list[float]
+    l0: float
+    """Features that fired on a token, a layer."""
+    loss: float
 
 
 @click.command()
@@ -59,14 +77,42 @@ def main(
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     cache = {name: part.to(device) for name, part in load_file(file).items()}
-    state = _start(cache["inputs"], features, k, getattr(torch, weights))
-    optimizer = Adam({str(i): part for i, part in enumerate(state.parameters())}, 0, eight_bits=moments == "8bit")
+    if way == "trainer":
+        timed = _time_trainer(
+            cache,
+            TrainConfig(
+                n_features=features, k=k, k_start=1, batch_tokens=tokens, buffer_tokens=2 * tokens,
+                tokens=(WARM_UP + steps) * tokens, learning_rate=LEARNING_RATE, weights=weights, moments=moments,
+                products=dtype, balanced=True, error_floor=ERROR_FLOOR,
+            ),
+        )  # fmt: skip
+    else:
+        state = _start(cache["inputs"], features, k, getattr(torch, weights))
+        timed = _time_steps(cache, state, way, k, tokens, steps, getattr(torch, dtype), eight_bits=moments == "8bit")
+    print(
+        json.dumps(
+            vars(timed)
+            | {
+                "peak_mb": peak_mb(device),  # before the measurements below, which take more
+                "matrix_rate": matrix_rate(device, getattr(torch, dtype)),
+                "bandwidth": bandwidth(device),
+            }
+        )
+    )
+
+
+def _time_steps(
+    cache: dict[str, Tensor], state: State, way: str, k: int, tokens: int, steps: int, dtype: torch.dtype, *,
+    eight_bits: bool,
+) -> Timed:  # fmt: skip
+    """Encode, decode, relative error, gradients and Adam, and nothing else."""
+    device = str(cache["inputs"].device.type)
+    optimizer = Adam({str(i): part for i, part in enumerate(state.parameters())}, 0, eight_bits=eight_bits)
     losses, counts, seconds = [], [], []
     for step in range(WARM_UP + steps):
-        part = slice(step * tokens % cache["inputs"].shape[1], None)
-        inputs, outputs = (cache[name][:, part][:, :tokens] for name in ("inputs", "outputs"))
+        inputs, outputs = (_batch(cache[name], step, tokens) for name in ("inputs", "outputs"))
         start = now(device)
-        loss, active = _step(state, inputs.to(getattr(torch, dtype)), outputs, way, k)
+        loss, active = _step(state, inputs.to(dtype), outputs, way, k)
         loss.backward()
         optimizer.step(LEARNING_RATE)
         # more pairs than wanted raise a layer's threshold
@@ -75,18 +121,34 @@ def main(
             seconds.append(now(device) - start)
             losses.append(loss.detach())
             counts.append(torch.stack(active).detach())
-    print(
-        json.dumps(
-            {
-                "seconds": seconds,
-                "l0": float(torch.stack(counts).mean()) / tokens,
-                "loss": float(losses[-1]),
-                "peak_mb": peak_mb(device),  # before the measurements below, which take more
-                "matrix_rate": matrix_rate(device, getattr(torch, dtype)),
-                "bandwidth": bandwidth(device),
-            }
-        )
-    )
+    return Timed(seconds, float(torch.stack(counts).mean()) / tokens, float(losses[-1]))
+
+
+def _time_trainer(cache: dict[str, Tensor], config: TrainConfig) -> Timed:
+    """The trainer's step with all that it does: threshold, clipping, dead features, metrics."""
+    n_layers, _, d_model = cache["inputs"].shape
+    device = cache["inputs"].device
+    scales = measure_scales(cache["inputs"], cache["outputs"])
+    position = torch.ones(cache["inputs"].shape[1], dtype=torch.int64, device=device)
+    shape = TranscoderConfig(n_layers, d_model, config.n_features)
+    run = started(shape, config, scales, (cache["inputs"], cache["outputs"], position), Place(), go_on)
+    # features of clusters fire seldom at first; so they are ready to, as many as in the middle of training
+    torch.nn.init.zeros_(run.weights.transcoder.b_enc)
+    cache = {name: part * getattr(scales, name)[:, None, None] for name, part in cache.items()}
+    typical, seconds = Typical(scales.square, balanced=True), []
+    for step in range(config.steps):
+        inputs, outputs = (_batch(cache[name], step, config.batch_tokens) for name in ("inputs", "outputs"))
+        start = now(device.type)
+        outcome = learn_from(run, Batch(inputs, outputs, position[: config.batch_tokens]), config, Place(), typical)
+        run.gathered.add(outcome, position[: config.batch_tokens])
+        if step >= WARM_UP:
+            seconds.append(now(device.type) - start)
+    row = run.gathered.read(Place(), run.dead.float().mean(1))
+    return Timed(seconds, row["l0"] / n_layers, row["loss"])
+
+
+def _batch(held: Tensor, step: int, tokens: int) -> Tensor:
+    return held[:, step * tokens % held.shape[1] :][:, :tokens]
 
 
 def _start(inputs: Tensor, n_features: int, k: int, dtype: torch.dtype) -> State:

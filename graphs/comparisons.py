@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from graphs.content import Content
 from graphs.errors import GraphError
-from graphs.files import file_errors_as_graph_errors, new_nonce, write_atomically
+from graphs.files import file_errors_as_graph_errors, locked_folder, new_nonce, write_atomically
 from graphs.graph import NodeKind
 from graphs.merge import Merged
+from graphs.names import shown, some
 from graphs.schema import tables
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -48,22 +49,35 @@ class Comparison:
 
 def save_comparison(folder: Path, about: Comparison, merged: Merged) -> None:
     """Put the comparison into the store's folder, in place of one of the same name."""
-    if not _NAME.fullmatch(about.name):
-        raise GraphError(f"{about.name[:80]!r} is no name; it has up to 64 of a-z, 0-9, '_' and '-'.")
+    _check_name(about.name)
     place, nonce = folder / "comparisons", new_nonce()
     row = vars(about) | {"comparison": about.name, "graph_ids": list(about.graph_ids), "n_graphs": merged.n_graphs}
     row |= {"n_nodes": len(merged.kind), "n_edges": len(merged.source)}
     row |= {"node_overlap": merged.node_overlap, "edge_overlap": merged.edge_overlap}
     schema = tables()["comparisons"]
     head = pa.Table.from_pylist([{name: row[name] for name in schema.names}], schema=schema)
-    with file_errors_as_graph_errors(f"save comparison {about.name} to {folder}"):
-        place.mkdir(parents=True, exist_ok=True)
+    with file_errors_as_graph_errors(f"save comparison {about.name} to {folder}"), locked_folder(place):
         for name, table in (("nodes", node_table(about, merged)), ("edges", edge_table(about, merged))):
             path = place / f"{about.name}.{nonce}.{name}.parquet"
             write_atomically(path, partial(pq.write_table, table, compression="zstd"))
         table = head.replace_schema_metadata({_NONCE: nonce})
         write_atomically(place / f"{about.name}.parquet", partial(pq.write_table, table))
         _remove_stale(place, about.name, nonce)
+
+
+def delete_comparison(folder: Path, name: str) -> None:
+    """Remove the comparison of this name. Raises `GraphError` if there is none."""
+    _check_name(name)
+    place = folder / "comparisons"
+    head = place / f"{name}.parquet"
+    if not head.exists():
+        known = [path.stem for path in _heads(folder)]
+        hint = f"there are {some(known)}" if known else "none was saved yet"
+        raise GraphError(f"there is no comparison {shown(name)} in {folder}; {hint}.")
+    with file_errors_as_graph_errors(f"delete comparison {name} from {folder}"), locked_folder(place):
+        head.unlink(missing_ok=True)  # first, so that what is left is no comparison
+        for path in place.glob(f"{name}.*.*.parquet"):
+            path.unlink(missing_ok=True)
 
 
 def node_table(about: Comparison, merged: Merged) -> pa.Table:
@@ -105,9 +119,7 @@ def edge_table(about: Comparison, merged: Merged) -> pa.Table:
 def comparison_contents(folder: Path) -> dict[str, Content]:
     """What is in the tables of comparisons; damaged ones are left out."""
     heads, nodes, edges = [tables()["comparisons"].empty_table()], [], []
-    for path in sorted((folder / "comparisons").glob("[!.]*.parquet")):
-        if not _NAME.fullmatch(path.stem):
-            continue
+    for path in _heads(folder):
         try:
             with pq.ParquetFile(path) as file:
                 head = file.read()
@@ -124,6 +136,17 @@ def comparison_contents(folder: Path) -> dict[str, Content]:
     rows = pa.concat_tables(heads)
     parts = {"comparison_nodes": Content(files=nodes), "comparison_edges": Content(files=edges)}
     return {"comparisons": Content(rows)} | parts
+
+
+def _heads(folder: Path) -> list[Path]:
+    """The files that hold the row of a comparison."""
+    found = sorted((folder / "comparisons").glob("[!.]*.parquet"))
+    return [path for path in found if _NAME.fullmatch(path.stem)]
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise GraphError(f"{shown(name)} is no name; it has up to 64 of a-z, 0-9, '_' and '-'.")
 
 
 def _table(name: str, columns: dict[str, Any], n_rows: int) -> pa.Table:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from graphs.errors import GraphError
-from graphs.files import write_atomically
+from graphs.files import file_errors_as_graph_errors, write_atomically
 from graphs.names import shown, some
 
 _MOST_BYTES = 256 << 10
@@ -30,14 +30,27 @@ def read_query(folder: Path, name: str) -> str:
             raise ValueError("no file of a query")
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:
-        known = query_names(folder)
-        hint = f"saved are {some(known)}" if known else "none was saved yet"
-        raise GraphError(f"there is no readable query {shown(name)} in {folder}; {hint}.") from error
+        raise GraphError(f"there is no readable query {shown(name)} in {folder}; {_known(folder)}.") from error
+
+
+def delete_query(folder: Path, name: str) -> None:
+    """Remove the query of this name. Raises `GraphError` if there is none."""
+    path = _path(folder, name)
+    with file_errors_as_graph_errors(f"delete query {name} from {folder}"):
+        try:
+            path.unlink()
+        except FileNotFoundError as error:
+            raise GraphError(f"there is no query {shown(name)} in {folder}; {_known(folder)}.") from error
 
 
 def query_names(folder: Path) -> list[str]:
     """The names of all saved queries."""
     return sorted(path.stem for path in (folder / "queries").glob("*.sql") if _NAME.fullmatch(path.stem))
+
+
+def _known(folder: Path) -> str:
+    known = query_names(folder)
+    return f"saved are {some(known)}" if known else "none was saved yet"
 
 
 def _path(folder: Path, name: str) -> Path:

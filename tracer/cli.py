@@ -166,21 +166,31 @@ def show(graph_id: str, store: Path, as_json: bool) -> None:
 
 
 @cli.command("rm")
-@click.argument("graph_ids", nargs=-1, required=True)
+@click.argument("graph_ids", nargs=-1)
+@click.option("--comparison", "comparisons", multiple=True, metavar="NAME", help="Delete this comparison. Repeatable.")
+@click.option("--query", "queries", multiple=True, metavar="NAME", help="Delete this saved query. Repeatable.")
 @store_option("Folder of saved graphs.", read_only=False)
-def remove(graph_ids: tuple[str, ...], store: Path) -> None:
-    """Delete saved graphs; damaged ones too.
+def remove(graph_ids: tuple[str, ...], comparisons: tuple[str, ...], queries: tuple[str, ...], store: Path) -> None:
+    """Delete saved graphs, damaged ones too, or what `trace diff`, `merge`, `stability` and `sql --save` saved.
 
     \b
-    Example:
+    Examples:
       trace rm calc-36-59-1a2b3c4d
+      trace rm --comparison cities --query question
     """
+    if not (graph_ids or comparisons or queries):
+        raise click.UsageError("nothing was named; give the id of a graph, --comparison NAME or --query NAME.")
     folder = existing_store(store)
     damaged = {graph.graph_id for graph in folder.damaged()}
     chosen = [text if text in damaged else folder.resolve(text) for text in graph_ids]  # all exist, or none is deleted
-    for graph_id in dict.fromkeys(chosen):
-        folder.delete(graph_id)
-        click.echo(f"deleted {graph_id}", err=True)
+    for delete, names in (
+        (folder.delete, chosen),
+        (folder.delete_comparison, comparisons),
+        (folder.delete_query, queries),
+    ):
+        for name in dict.fromkeys(names):
+            delete(name)
+            click.echo(f"deleted {name}", err=True)
 
 
 @cli.command("compact")

@@ -223,7 +223,7 @@ def _go_on(
     started_at = time.time() - run.seconds
     while run.step < config.steps:
         batch = next_batch(streams, config)
-        run.gathered.add(_step(run, batch, config, place, typical), batch.position)
+        run.gathered.add(learn_from(run, batch, config, place, typical), batch.position)
         run.seconds = time.time() - started_at
         reporting.on_step(run.step, config.steps)
         last = run.step == config.steps
@@ -244,8 +244,8 @@ def _is_asked(run: Run, place: Place, reporting: Reporting) -> bool:
     return (place.size == 1 or run.step % AGREE_EVERY == 0) and anywhere(place, reporting.should_stop())
 
 
-def _step(run: Run, batch: Batch, config: TrainConfig, place: Place, typical: Typical) -> Outcome:
-    """Learn from one batch."""
+def learn_from(run: Run, batch: Batch, config: TrainConfig, place: Place, typical: Typical) -> Outcome:
+    """One step."""
     run.step += 1
     if run.step % DEAD_EVERY == 1:  # seldom, because only then does the step wait for the device
         run.dead = run.density < config.dead_below

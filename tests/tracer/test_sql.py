@@ -74,6 +74,14 @@ def test_a_query_comes_from_an_argument_a_file_stdin_or_a_name(run, tmp_path):
     assert json.loads(run("--list-saved", "--format", "json")) == [{"name": "how-many", "query": sql}]
 
 
+def test_a_saved_query_is_deleted_with_rm(run, command, folder):
+    run("SELECT 1 AS x", "--save", "gone")
+    assert command("rm", "--query", "gone", inside=folder) == (0, "", "deleted gone\n")
+    code, _, errors = command("rm", "--query", "gone", inside=folder)
+    assert code == 2
+    assert errors.startswith("trace: there is no query 'gone' in graphs-store; ")
+
+
 def test_parameters_are_numbers_truth_values_and_texts(run):
     sql = "SELECT $a + 1 AS a, $b AS b, $c AS c, $d AS d, $e AS e, $f AS f"
     given = ["a=2", "b=true", "c=0.5", "d=is = 5", 'e="95"', "f=null"]
