@@ -61,6 +61,7 @@ def made_graph(prompt: str, number: int) -> AttributionGraph:
     label[labelled] = [f"about topic {number % 400}" for number in feature[labelled].tolist()]
     influence = node_influence(source, target, weight, np.nan_to_num(probability))
     influence = np.where(is_logit, np.nan, influence)
+    size = np.bincount(target, np.abs(weight), minlength=len(kind))
     graph = AttributionGraph(
         info=_info(prompt, words, number, int((kind == NodeKind.FEATURE).sum() * 9)),
         kind=kind, layer=layer, position=position, feature=feature,
@@ -68,7 +69,8 @@ def made_graph(prompt: str, number: int) -> AttributionGraph:
         activation=_single(np.where(kind == NodeKind.FEATURE, random.gamma(2, 3, len(kind)), np.nan)),
         pre_activation=_single(np.where(is_target, random.gamma(2, 3, len(kind)), np.nan)),
         bias=_single(np.where(is_target, random.normal(size=len(kind)), np.nan)),
-        remainder=np.where(is_target, 0.0, np.nan), influence=influence,
+        remainder=_single(np.where(is_target, random.normal(size=len(kind)), np.nan)),
+        input_size=_single(np.where(size > 0, size * random.uniform(1.1, 1.6, len(kind)), np.nan)), influence=influence,
         cumulative_influence=cumulative_share(influence), probability=probability,
         token=token, word=np.array([text.strip() for text in token], object), label=label,
         source=source, target=target, weight=weight,

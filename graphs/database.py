@@ -160,10 +160,12 @@ def _first_rows(answer: duckdb.DuckDBPyRelation, count: int) -> pa.Table:
 def _checked(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
     """The one statement of the text, if it only reads. This is for good messages; the lock is what protects."""
     statements = connection.extract_statements(sql)
+    if not statements:
+        raise GraphError("the query is empty; give one SELECT, as SELECT prompt FROM graphs.")
     # versions of DuckDB differ in what they make of a PIVOT that has to look for its values
     if len(statements) != 1 or statements[0].type == duckdb.StatementType.MULTI:
         raise GraphError(
-            f"the query has {len(statements) or 'no'} statements, or a PIVOT without its values; give exactly one "
+            f"the query has {len(statements)} statements, or a PIVOT without its values; give exactly one "
             "SELECT, or PIVOT … ON kind IN ('token', 'feature') …"
         )
     [statement] = statements

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from graphs.errors import GraphError
 from graphs.files import file_errors_as_graph_errors, is_temporary, write_atomically
-from graphs.names import one_line, shown
+from graphs.names import one_line
 from graphs.schema import SCHEMA_VERSION
 
 FORMAT = "clt-tracer store"
@@ -64,17 +64,23 @@ def check_writable(folder: Path) -> None:
         raise GraphError(
             f"{folder} is a copy of a store that was pushed, and only read; write to the store and push it again."
         )
+    place = folder
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise GraphError(f"{folder} cannot be written to: no permission in {place}; allow it, or use another folder.")
 
 
 def _read_version(folder: Path) -> int:
     path = folder / _DESCRIPTION
     try:
         description = json.loads(path.read_text("utf-8"))
-        written_as, version = str(description["format"]), int(description["schema_version"])
+        is_ours = isinstance(description, dict) and description.get("format") == FORMAT
+        version = int(description["schema_version"]) if is_ours else 0
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise GraphError(f"{path} is unreadable ({one_line(error)}); restore it, or give another folder.") from error
-    if written_as != FORMAT:
-        raise GraphError(f"{folder} belongs to something else: its format is {shown(written_as)}.")
+    if not is_ours:
+        raise GraphError(f"{folder} belongs to something else: {path.name} is of another program; give another folder.")
     if version > SCHEMA_VERSION:
         raise GraphError(
             f"{folder} has schema version {version}, and this program knows versions up to {SCHEMA_VERSION}; "

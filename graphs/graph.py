@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float64, Int, Integer, Shaped
 from numpy import ndarray
 
 from graphs.errors import GraphError
-from graphs.incoming import Incoming, incoming
+from graphs.incoming import Incoming, added_up, incoming, into
 
 
 class NodeKind(IntEnum):
@@ -56,7 +56,7 @@ class GraphInfo:
     pruned_replacement_score: float | None = None
     pruned_completeness_score: float | None = None
     row_share: float = 1.0
-    """Share of Σ|input| of each target that its edges hold at least; the others' sum is its `remainder`."""
+    """Share of Σ|input| of each target that its edges hold at least; the others' sum is part of its `remainder`."""
     coverage: float = 1.0
     """1 − the largest share of a layer's influence that attribution left out."""
     skipped_influence: float = 0.0
@@ -107,7 +107,9 @@ class AttributionGraph:
     bias: Float[ndarray, "node"]
     """The part of the pre-activation that no edge brings."""
     remainder: Float[ndarray, "node"]
-    """The part of the bias that is the sum of inputs too small to be edges; 0 where all inputs are edges."""
+    """The part of the bias that is the sum of inputs that are no edges here: pruned away, or too small to be kept."""
+    input_size: Float[ndarray, "node"]
+    """Σ|input|, edges here or not; NaN where it is unknown, or there are no inputs."""
     influence: Float[ndarray, "node"]
     """Σ over explained logits k of p_k · B[k, node]; NaN for logits."""
     cumulative_influence: Float[ndarray, "node"]
@@ -174,10 +176,15 @@ def logit_weights(graph: AttributionGraph) -> Float64[ndarray, "node"]:
 def subgraph(
     graph: AttributionGraph, nodes: Bool[ndarray, "node"], edges: Int[ndarray, "kept"] | None = None
 ) -> AttributionGraph:
-    """The chosen nodes, renumbered in the same order, and the edges between them (or those of them with a number)."""
+    """The chosen nodes, renumbered in the same order, and the edges between them (or those of them with a number).
+
+    What the other edges brought becomes part of `remainder` and `bias`, so that edges and bias still add up.
+    """
     kept = np.flatnonzero(nodes[graph.source] & nodes[graph.target]) if edges is None else edges
     number = np.cumsum(nodes, dtype=np.int32) - 1
     columns = {name: getattr(graph, name)[nodes] for name in NODE_COLUMNS}
+    lost = _lost(graph, nodes, kept)[nodes]
+    columns |= {name: columns[name] + lost for name in ("bias", "remainder")}
     return replace(
         graph,
         **columns,
@@ -185,6 +192,17 @@ def subgraph(
         target=number[graph.target[kept]].astype(np.int32),
         weight=graph.weight[kept],
     )
+
+
+def _lost(
+    graph: AttributionGraph, nodes: Bool[ndarray, "node"], kept: Int[ndarray, "kept"]
+) -> Float64[ndarray, "node"]:
+    """What the chosen nodes received along edges that are not kept."""
+    edges, stays = into(graph.incoming, nodes), np.zeros(graph.n_edges, bool)
+    stays[kept] = True
+    result = np.zeros(graph.n_nodes)
+    result[edges.node] = added_up(replace(edges, weight=np.where(stays[edges.as_given], 0, edges.weight)))
+    return result
 
 
 def _frozen_column(name: str, values: ndarray) -> ndarray:

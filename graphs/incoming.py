@@ -1,6 +1,6 @@
 """Edges grouped by their target, and influence carried back along them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,12 +81,21 @@ def out_of(edges: Incoming, kept: Bool[ndarray, "node"]) -> Incoming:
 
 def received(edges: Incoming) -> Float64[ndarray, "row"]:
     """Σ|w| of each row."""
+    return _summed(edges, np.abs)
+
+
+def added_up(edges: Incoming) -> Float64[ndarray, "row"]:
+    """Σw of each row."""
+    return _summed(edges, lambda weight: weight)
+
+
+def _summed(edges: Incoming, of: Callable[[ndarray], ndarray]) -> Float64[ndarray, "row"]:
     total, stop, end = np.zeros(len(edges.node)), edges.start + edges.count, 0
     while end < len(total):
         first, begin = end, edges.start[end]
         end = max(first + 1, int(np.searchsorted(stop, begin + _EDGES_AT_ONCE, side="right")))
-        strength = np.abs(edges.weight[begin : stop[end - 1]])
-        total[first:end] = np.add.reduceat(strength, edges.start[first:end] - begin, dtype=np.float64)
+        values = of(edges.weight[begin : stop[end - 1]])
+        total[first:end] = np.add.reduceat(values, edges.start[first:end] - begin, dtype=np.float64)
     return total
 
 

@@ -33,6 +33,13 @@ def input_share(target: Int[ndarray, "edge"], weight: Float[ndarray, "edge"], n_
     return strength / np.maximum(strengths[target], TINY)
 
 
+def whole_input_share(graph: AttributionGraph) -> Float64[ndarray, "edge"]:
+    """The same of all that its target received, whether or not it is an edge here, where that is known."""
+    strength = np.abs(graph.weight).astype(np.float64)
+    kept = np.bincount(graph.target, strength, minlength=graph.n_nodes)
+    return strength / np.maximum(np.fmax(kept, graph.input_size), TINY)[graph.target]
+
+
 def influence_by_length(
     source: Int[ndarray, "edge"],
     target: Int[ndarray, "edge"],

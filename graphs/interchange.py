@@ -247,7 +247,7 @@ def _columns(record: Mapping[str, Any], nodes: Nodes, labels: Mapping[int, str],
         columns[name] = np.array(
             [ours.get(name, own) for ours, own in zip(nodes.ours, usual.tolist(), strict=True)], int
         )
-    for name in ("influence", "pre_activation", "bias", "remainder"):
+    for name in ("influence", "pre_activation", "bias", "remainder", "input_size"):
         columns[name] = np.array([_or_nan(ours.get(name)) for ours in nodes.ours], np.float64)
     said = [logit_text(text) if logit else None for text, logit in zip(nodes.clerp, is_logit.tolist(), strict=True)]
     own = ["" if logit else text for text, logit in zip(nodes.clerp, is_logit.tolist(), strict=True)]

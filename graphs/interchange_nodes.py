@@ -56,7 +56,7 @@ _OPTIONAL = {
     "run_idx": WHOLE,
     "reverse_ctx_idx": WHOLE,
 }
-_OUR_NUMBERS = ("influence", "pre_activation", "bias", "remainder", "probability")
+_OUR_NUMBERS = ("influence", "pre_activation", "bias", "remainder", "input_size", "probability")
 _OUR_WHOLES = ("layer", "feature", "token_id")
 _OUR_TEXTS = ("token", "word", "label")
 _OUR_FIELDS = {

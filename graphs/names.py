@@ -1,5 +1,6 @@
 """Ids of graphs, names of files made from texts, and texts as errors show them."""
 
+import difflib
 import hashlib
 import json
 import re
@@ -35,6 +36,13 @@ def graph_id_of(info: GraphInfo) -> str:
             text = text.replace(token, " ")
     asked = [info.token_ids, info.model, info.model_revision, info.transcoder, info.transcoder_revision, info.config]
     return f"{slug(text) or 'graph'}-{digest(asked)}"
+
+
+def closest(text: str, known: Sequence[str]) -> list[str]:
+    """The ids that begin as the text, or nearly so."""
+    words = re.sub("-[0-9a-f]{8}$", "", text)  # digests are alike by chance only
+    beginnings = {graph_id[: len(words)]: graph_id for graph_id in reversed(known[:1000])}  # more would take seconds
+    return [beginnings[found] for found in difflib.get_close_matches(words, beginnings, n=3, cutoff=0.6)]
 
 
 def slug(text: str) -> str:

@@ -1,6 +1,7 @@
 """The strongest paths through a graph, and how long the paths are along which influence flows.
 
-A path is as strong as the product of its edges' shares: the part of the end's input that came along it.
+A path is as strong as the product of its edges' shares: the part of the end's whole input that came along it, also of
+what is no edge of this graph.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from numpy import ndarray
 
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind, logit_weights
-from graphs.influence import influence_by_length, input_share
+from graphs.influence import influence_by_length, whole_input_share
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _best_continuations(
     inside[target] = True
     begins = inside.copy()
     begins[starts] = True
-    share = input_share(graph.target, graph.weight, graph.n_nodes)
+    share = whole_input_share(graph)
     usable = np.flatnonzero(begins[graph.source] & inside[graph.target] & (graph.target <= target) & (share > 0))
     usable = usable[np.lexsort((graph.target[usable], graph.source[usable]))]
     ends, share = graph.target[usable], share[usable]

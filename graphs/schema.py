@@ -13,7 +13,7 @@ SCHEMA_VERSION = 2
 """1: every graph in a folder of its own. 2: also many in one file, as `trace compact` makes them."""
 LATER_COLUMNS: dict[str, dict[str, float | tuple | None]] = {
     "graphs": {"row_share": 1.0, "tags": ()},
-    "nodes": {"remainder": None, "reached_from": None, "reaches_answer": None},
+    "nodes": {"remainder": None, "input_size": None, "reached_from": None, "reaches_answer": None},
 }
 """Per table the columns that graphs saved before there were any lack, and what is read in their place."""
 
@@ -116,7 +116,18 @@ _NODES = _table(
         "pre-activation",
     ),
     _column("bias", pa.float64(), "The part of the pre-activation that no edge brings.", "pre-activation"),
-    _column("remainder", pa.float64(), "The part of the bias that is inputs too small to be edges.", "pre-activation"),
+    _column(
+        "remainder",
+        pa.float64(),
+        "The part of the bias that is inputs pruned away or too small to be edges.",
+        "pre-activation",
+    ),
+    _column(
+        "input_size",
+        pa.float64(),
+        "Σ|input|, edges or not; NULL if unknown, or if nothing is input.",
+        "pre-activation",
+    ),
     _column("influence", pa.float64(), "Absolute influence on the targets; NULL for logits.", "probability"),
     _column(
         "cumulative_influence",

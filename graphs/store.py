@@ -10,7 +10,6 @@ queries/<name>.sql           SQL that was saved by name
 """
 
 import builtins
-import difflib
 import os
 import shutil
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -34,7 +33,7 @@ from graphs.files import file_errors_as_graph_errors, locked_folder, reading, wr
 from graphs.folder import DAMAGE, HEAD, Checked, Head, check_graph, head_stamp, is_unchanged, read_graph, write_graph
 from graphs.graph import AttributionGraph, GraphInfo
 from graphs.merge import Merged
-from graphs.names import check_graph_id, digest, graph_id_of, is_graph_id, one_line, shown, slug, some
+from graphs.names import check_graph_id, closest, digest, graph_id_of, is_graph_id, one_line, shown, slug, some
 from graphs.packs import DELETED, PACKS, Pack, deleted_versions, hidden_graphs, read_packed, read_packs, without
 from graphs.queries import delete_query, query_names, read_query, write_query
 from graphs.schema import tables
@@ -78,6 +77,10 @@ class GraphStore:
         self._checked: dict[str, Checked] = {}
         self._packs: dict[str, Pack] = {}
         check_folder(self.folder)
+
+    def check_writable(self) -> None:
+        """Raise `GraphError` unless graphs can be saved here."""
+        check_writable(self.folder)
 
     def save(self, graph: AttributionGraph, annotations: Annotations | None = None) -> str:
         """Put the graph into the store and return its id; the same question asked again replaces its graph.
@@ -314,8 +317,8 @@ class GraphStore:
 
     def _unknown(self, text: str) -> GraphError:
         known = self.ids()
-        close = difflib.get_close_matches(text, known, n=3, cutoff=0.3) if len(known) <= 1000 else []
-        hint = f"the closest are {some(close)}" if close else f"{self.folder} has {len(known)} graphs, list them"
+        close = closest(text, known)
+        hint = f"the closest are {some(close)}" if close else f"trace list names the {len(known)} in {self.folder}"
         return GraphError(f"there is no graph {shown(text)}; {hint}.")
 
     def _folders(self) -> Iterator[Path]:

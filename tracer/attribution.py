@@ -68,11 +68,12 @@ def _assemble(sources: Sources, targets: Targets, rows: Rows, labels: dict[tuple
         source = number[source]
 
     empty = np.full(n, np.nan)
-    activation, pre_activation, bias, remainder, influence, probability = (empty.copy() for _ in range(6))
+    activation, pre_activation, bias, remainder, size, influence, probability = (empty.copy() for _ in range(7))
     activation[active] = _numpy(features.activation)
     pre_activation[active] = _numpy(features.pre_activation)
     pre_activation[n_sources:] = _numpy(targets.value)
     bias[entry], remainder[entry] = _numpy(rows.bias), _numpy(rows.remainder)
+    size[entry] = np.where(rows.size > 0, rows.size, np.nan)
     influence[:n_sources] = _numpy(rows.influence)
     probability[n_sources:] = _numpy(targets.weight)
     cumulative = empty.copy()
@@ -81,7 +82,7 @@ def _assemble(sources: Sources, targets: Targets, rows: Rows, labels: dict[tuple
         info=_info(local, rows, len(active)),
         kind=kind[order], layer=layer[order], position=position[order], feature=feature[order],
         token_id=token_id[order], activation=activation[order], pre_activation=pre_activation[order],
-        bias=bias[order], remainder=remainder[order], influence=influence[order],
+        bias=bias[order], remainder=remainder[order], input_size=size[order], influence=influence[order],
         cumulative_influence=cumulative[order], probability=probability[order],
         token=_texts([*(prompt.tokens[p] for p in position[:n_sources]), *targets.names])[order],
         word=_texts([*(prompt.words[p] for p in position[:n_sources]), *(n.strip() for n in targets.names)])[order],

@@ -21,7 +21,7 @@ from graphs.interchange import with_influence
 from graphs.interchange_metadata import words_of
 from tracer.errors import TraceError
 
-_UNKNOWN = ("pre_activation", "bias", "remainder", "influence", "cumulative_influence")
+_UNKNOWN = ("pre_activation", "bias", "remainder", "input_size", "influence", "cumulative_influence")
 _AXES = {
     "adjacency_matrix": 2,
     "active_features": 2,

@@ -4,8 +4,9 @@ Nothing heavy is imported before a command needs it: `trace --help` must answer 
 """
 
 import difflib
+import errno
 import gc
-import signal
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import click
 
 from tracer.batch_command import batch
 from tracer.compare_command import diff, merge, stability
+from tracer.errors import INTERRUPTED
 from tracer.evaluate_command import evaluate
 from tracer.exchange_command import export, import_
 from tracer.options import (
@@ -38,6 +40,10 @@ EXPECTED_ERRORS = (
 )  # fmt: skip
 
 
+CANNOT_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+"""What writing to stdout may end with, but for a reader that has left."""
+
+
 class CommandError(click.ClickException):
     """One line on stderr, exit status 2."""
 
@@ -52,8 +58,15 @@ class PromptGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
+            _check_is_prompt(args[0])
             args = ["prompt", *args]
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # click would begin with an empty line
+            raise CommandError(INTERRUPTED) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for name in self.commands if name != "prompt"]
@@ -95,13 +108,13 @@ def trace_prompt(
       trace "the capital of the state containing Dallas is" --target-feature 2/961@Dallas
       trace "calc: 36+59=" --json
     """
-    _check_is_prompt(text)
     from graphs import GraphStore
     from tracer.loading import Source
 
     source = Source(model, transcoder, device, dtype, tokenizer)
 
-    folder = GraphStore(store)  # fails now rather than after the work
+    folder = GraphStore(store)
+    folder.check_writable()  # now rather than after the work
 
     from tracer import commands
     from tracer.config import TraceConfig
@@ -157,7 +170,7 @@ def show(graph_id: str, store: Path, as_json: bool) -> None:
 
     \b
     Example:
-      trace show the-capital-of
+      trace show calc-36
     """
     from tracer import commands
 
@@ -173,9 +186,11 @@ def show(graph_id: str, store: Path, as_json: bool) -> None:
 def remove(graph_ids: tuple[str, ...], comparisons: tuple[str, ...], queries: tuple[str, ...], store: Path) -> None:
     """Delete saved graphs, damaged ones too, or what `trace diff`, `merge`, `stability` and `sql --save` saved.
 
+    GRAPH_IDS may be shortened as long as each is that of one graph.
+
     \b
     Examples:
-      trace rm calc-36-59-1a2b3c4d
+      trace rm calc-36
       trace rm --comparison cities --query question
     """
     if not (graph_ids or comparisons or queries):
@@ -267,10 +282,10 @@ for command in (batch, train, evaluate, export, import_, diff, merge, stability)
 
 def main() -> None:
     """Run the command line; every expected error is one line and exit status 2."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.set_threshold(100_000)  # importing makes many objects and no garbage: looking for it takes a tenth of the start
     try:
         cli(standalone_mode=False)
+        sys.stdout.flush()
     except click.UsageError as error:
         hint = f" Try: {error.ctx.command_path} --help" if error.ctx else ""
         CommandError(f"{error.format_message()}{hint}").show()
@@ -279,11 +294,16 @@ def main() -> None:
         CommandError(error.format_message()).show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        CommandError("interrupted; what was not finished was not saved, run the same command again.").show()
+        CommandError(INTERRUPTED).show()
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left, as in `trace sql … | head`
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in CANNOT_BE_WRITTEN or error.filename is not None:
+            raise
+        CommandError(f"the output cannot be written: {error.strerror}; send it elsewhere.").show()
+        os._exit(2)  # or else Python would try to write the rest of it once more
     except ValueError as error:
         if not isinstance(error, _expected_errors()):
             raise
@@ -302,7 +322,9 @@ def _check_is_prompt(text: str) -> None:
     names = [name for name in cli.commands if name != "prompt"]
     close = difflib.get_close_matches(text.lower(), names, n=1, cutoff=0.6)
     if close and " " not in text.strip():
-        raise CommandError(f"{text!r} is no command; did you mean 'trace {close[0]}'? A prompt has more than one word.")
+        raise CommandError(
+            f"{text!r} is no command; did you mean 'trace {close[0]}'? If it is a prompt, write trace prompt {text!r}."
+        )
 
 
 def _serve(store: "GraphStore", port: int, graph_id: str | None, open_browser: bool) -> None:

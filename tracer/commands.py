@@ -1,6 +1,7 @@
 """What the commands do and print, apart from their options."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from tracer.config import TraceConfig
 from tracer.loading import Source, load, save_features
 from tracer.options import DEFAULT_STORE, place
 from tracer.story import feature_paths, path_record, place_text, routes, target_name, target_record, told_targets
+from tracer.tables import on_one_line
 
 N_JSON_PATHS = 10
 N_ROUTES = 6
@@ -156,7 +158,7 @@ def _text(record: dict, graph: AttributionGraph) -> str:
     scores, counts = record["scores"], record["counts"]
     skipped = record["skipped_influence"] / max(logit_weights(graph).sum(), np.finfo(np.float64).tiny)
     lines = [
-        f"Prompt   {record['prompt']}",
+        f"Prompt   {on_one_line(record['prompt'])}",
         f"Tokens   {' '.join(token.strip() for token in record['tokens'])}",
         *_answers(record, graph),
         *_explained(record, graph),
@@ -186,7 +188,7 @@ def _text(record: dict, graph: AttributionGraph) -> str:
     if record["row_share"] < 1:
         lines.append(f"Left out of each target's inputs the smallest, which hold {1 - record['row_share']:.2%} at most")
     lines.append(f"Saved    {record['graph_id']} in {record['store']} ({record['seconds']:.2f} s)")
-    where = "" if record["store"] == DEFAULT_STORE else f" {record['store']}"
+    where = "" if record["store"] == DEFAULT_STORE else f" {shlex.quote(record['store'])}"
     lines += ["", f"Look closer:  trace view{where}", f'              trace sql{where} "{_example_query(graph)}"']
     return "\n".join(lines)
 

@@ -1,4 +1,6 @@
-"""The error of this package."""
+"""The error of this package, and what is said when somebody ends it."""
+
+INTERRUPTED = "interrupted; what was not finished was not saved, run the same command again."
 
 
 class TraceError(ValueError):

@@ -12,6 +12,8 @@ from tracer.errors import TraceError
 
 NAME = "lab"
 WORD = re.compile(r"\w+|[^\w\s]")
+CLOSE = 0.5
+"""How alike two words have to be for one to be meant by the other (`difflib`'s ratio)."""
 
 
 def folder() -> Path:
@@ -39,10 +41,15 @@ def check_words(prompt: str, known: frozenset[str]) -> None:
     """Refuse words that the lab model never saw, naming the closest ones it knows."""
     for word in WORD.findall(prompt):
         if word not in known:
-            close = difflib.get_close_matches(word, known, n=3, cutoff=0.5) or difflib.get_close_matches(
-                word.lower(), known, n=3, cutoff=0.0
-            )
             raise TraceError(
-                f"'{word}' is not a word of the lab model; did you mean {', '.join(close)}? "
+                f"'{word}' is not a word of the lab model; {_instead(word, known)}"
                 f"{folder() / 'words.txt'} lists all it knows; use --model for other models."
             )
+
+
+def _instead(word: str, known: frozenset[str]) -> str:
+    if word.isdecimal():
+        return "sums go from 0+0 to 99+99; "
+    close = difflib.get_close_matches(word, known, n=3, cutoff=CLOSE)
+    close = close or difflib.get_close_matches(word.lower(), known, n=3, cutoff=CLOSE)
+    return f"did you mean {', '.join(close)}? " if close else ""

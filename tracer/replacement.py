@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,6 +111,7 @@ class ReplacementModel:
         if first is not None and (not ids or ids[0] not in special):
             ids, offsets = [first, *ids], [(0, 0), *offsets]
         self._check_ids(text, ids)
+        _check_all_is_said(text, offsets)
         offsets = [(0, 0) if i in special else place for i, place in zip(ids, offsets, strict=True)]
         return Prompt(text, tuple(ids), tuple(self.token_text(i) for i in ids), _words(text, offsets))
 
@@ -133,6 +135,17 @@ class ReplacementModel:
     def localize(self, prompt: Prompt) -> LocalReplacementModel:
         """Run the prompt once and hold everything nonlinear at its value."""
         return localize(self.model, self.anatomy, self.transcoder, prompt, self.origin)
+
+
+def _check_all_is_said(text: str, offsets: list[tuple[int, int]]) -> None:
+    """Refuse characters that no token stands for: some tokenizers leave them out without a word."""
+    said = {i for start, end in offsets for i in range(start, end)}
+    for i, character in enumerate(text):
+        # what is not seen, or only changes the letter before it, may be dropped on purpose
+        if i not in said and not character.isspace() and unicodedata.category(character)[0] not in "CM":
+            raise TraceError(
+                f"the tokenizer has no token for {character!r}, character {i + 1} of the prompt; leave it out."
+            )
 
 
 def load_model(

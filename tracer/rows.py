@@ -45,6 +45,8 @@ class Rows:
     """With `remainder`: row and bias add up to the target's value."""
     remainder: Float[Tensor, " row"]
     """Sum of the entries that were left out as too small."""
+    size: Float64[Tensor, " row"]
+    """Σ|row|, of all entries."""
     row_share: float
     """Share of Σ|row| that each row's entries hold at least."""
     influence: Float64[Tensor, " source"]
@@ -141,6 +143,7 @@ class _Part:
     effect: Float[Tensor, " entry"]
     bias: Float[Tensor, " row"]
     remainder: Float[Tensor, " row"]
+    size: Float64[Tensor, " row"]
 
 
 class _Blocks:
@@ -206,7 +209,7 @@ class _Found:
         self._parts.append(
             _Part(
                 place, target.cpu(), count.cpu(), self._entries.kept(entries), self._effects.kept(effect),
-                (bias + remainder).cpu(), remainder.cpu(),
+                (bias + remainder).cpu(), remainder.cpu(), whole.cpu(),
             )
         )  # fmt: skip
 
@@ -219,7 +222,9 @@ class _Found:
         self._parts.sort(key=lambda part: part.place)
         target = torch.cat([part.target for part in self._parts])
         start = torch.nn.functional.pad(torch.cat([part.count for part in self._parts]).cumsum(0), (1, 0))
-        bias, remainder = (torch.cat([getattr(part, name) for part in self._parts]) for name in ("bias", "remainder"))
+        bias, remainder, size = (
+            torch.cat([getattr(part, name) for part in self._parts]) for name in ("bias", "remainder", "size")
+        )
         source = torch.empty(int(start[-1]), dtype=torch.int32)
         end = 0
         for part in self._parts:
@@ -229,7 +234,7 @@ class _Found:
         effect = torch.cat([part.effect for part in self._parts])
         self._parts.clear()
         return Rows(
-            target, start, source, effect, bias, remainder, self._row_share, self.influence, coverage,
+            target, start, source, effect, bias, remainder, size, self._row_share, self.influence, coverage,
             skipped_influence, float(self._conservation_error), self._sources.logits_error,
         )  # fmt: skip
 
@@ -309,5 +314,5 @@ def _check(rows: Rows, dtype: torch.dtype) -> None:
         if not error <= allowed:  # also when it is NaN
             raise TraceError(
                 f"the {law} check failed: relative error {error:.1e}, at most {allowed:.0e} allowed; the graph would "
-                "be wrong. Check the model and transcoder weights for NaN, or use dtype float32 or float64."
+                "be wrong. Use dtype float32 or float64; if that does not help, weights are damaged, or this is a bug."
             )

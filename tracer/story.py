@@ -1,5 +1,6 @@
 """Tell a graph as a person would: the strongest ways from the prompt's words through named features to the targets."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +44,9 @@ def routes(graph: AttributionGraph, target: int, n: int) -> list[Route]:
     """The n strongest routes; neighbouring features of one name at one word are one step."""
     shares: dict[tuple[str, ...], float] = {}
     counts: dict[tuple[str, ...], int] = {}
+    places = _places(graph.info.words)
     for path in feature_paths(graph, target, N_CANDIDATES):
-        steps = _steps(graph, path.nodes)
+        steps = _steps(graph, path.nodes, places)
         shares[steps] = shares.get(steps, 0.0) + path.weight
         counts[steps] = counts.get(steps, 0) + 1
     best = sorted(shares, key=lambda steps: -shares[steps])[:n]
@@ -83,11 +85,12 @@ def path_record(graph: AttributionGraph, path: Path) -> dict:
     return {"weight": path.weight, "nodes": [_node_record(graph, node) for node in path.nodes]}
 
 
-def _steps(graph: AttributionGraph, nodes: tuple[int, ...]) -> tuple[str, ...]:
+def _steps(graph: AttributionGraph, nodes: tuple[int, ...], places: list[str]) -> tuple[str, ...]:
     steps: list[str] = []
     previous = None
     for node in nodes:
-        name, word = _name(graph, node), str(graph.word[node])
+        word = places[graph.position[node]] if graph.kind[node] != NodeKind.LOGIT else ""
+        name = word if graph.kind[node] == NodeKind.TOKEN else _name(graph, node)
         if (name, word) == previous:
             continue
         previous = (name, word)
@@ -96,13 +99,24 @@ def _steps(graph: AttributionGraph, nodes: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def _name(graph: AttributionGraph, node: int) -> str:
-    match int(graph.kind[node]):
-        case NodeKind.FEATURE:
-            return str(graph.label[node]) or f"L{graph.layer[node]}/{graph.feature[node]}"
-        case NodeKind.TOKEN:
-            return str(graph.word[node])
-        case _:
-            return target_name(graph, node)
+    if graph.kind[node] == NodeKind.FEATURE:
+        return str(graph.label[node]) or f"L{graph.layer[node]}/{graph.feature[node]}"
+    return target_name(graph, node)
+
+
+def _places(words: tuple[str, ...]) -> list[str]:
+    """The word at each place, numbered if the prompt had it before: "Mary (2nd)"."""
+    met: Counter[str] = Counter()
+    numbers = []
+    for place, word in enumerate(words):
+        met[word] += place == 0 or words[place - 1] != word  # tokens of one word stand side by side
+        numbers.append(met[word])
+    return [f"{word} ({_ordinal(n)})" if word and n > 1 else word for word, n in zip(words, numbers, strict=True)]
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def _node_record(graph: AttributionGraph, node: int) -> dict:

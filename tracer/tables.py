@@ -60,6 +60,11 @@ def table_text(table: pa.Table) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
+def on_one_line(text: str) -> str:
+    """The text with its line ends as signs."""
+    return text if text.isprintable() else "↵".join(text.splitlines())
+
+
 def _text(table: pa.Table, form: str) -> str:
     match form:
         case "csv":
@@ -74,7 +79,7 @@ def _text(table: pa.Table, form: str) -> str:
 
 def _aligned(names: list[str], rows: list[list[str]], numbers: list[bool]) -> str:
     """The table as rich draws it, but quick for thousands of rows."""
-    lines = [names, *([cell if cell.isprintable() else " ".join(cell.splitlines()) for cell in row] for row in rows)]
+    lines = [names, *(map(on_one_line, row) for row in rows)]
     columns = [_padded(column, number) for column, number in zip(zip(*lines, strict=True), numbers, strict=True)]
     head, *body = zip(*columns, strict=True)
     rule = "╇".join("━" * (cell_len(cell) + 2) for cell in head)
@@ -89,7 +94,7 @@ def _records(names: list[str], rows: list[list[str]]) -> str:
         for number, row in enumerate(rows, 1)
         for line in [
             f"━━ row {number} ━━",
-            *(f"{name:>{widest}}  {cell}" for name, cell in zip(names, row, strict=True)),
+            *(f"{name:>{widest}}  {on_one_line(cell)}" for name, cell in zip(names, row, strict=True)),
         ]
     )
 

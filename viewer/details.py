@@ -8,7 +8,7 @@ from jaxtyping import Float, Integer
 from numpy import ndarray
 
 from graphs import AttributionGraph, DamagedGraph, GraphStore, NodeKind, subgraph
-from graphs.influence import input_share
+from graphs.influence import whole_input_share
 from viewer.elements import (
     backbone,
     drawn_nodes,
@@ -94,7 +94,7 @@ def graph_details(graph: AttributionGraph) -> dict:
     """
     drawn = drawn_nodes(graph)
     picture = subgraph(graph, drawn, np.zeros(0, np.int64))
-    placed, share = layout(picture), _shares(graph)
+    placed, share = layout(picture), whole_input_share(graph)
     reached = graph.cumulative_influence[np.isfinite(graph.cumulative_influence)]
     return {
         "n_nodes": graph.n_nodes,
@@ -109,7 +109,7 @@ def graph_details(graph: AttributionGraph) -> dict:
 
 def node_details(graph: AttributionGraph, node: int) -> dict:
     """The columns of the node and its strongest edges in both directions, each sorted by share."""
-    share = _shares(graph)
+    share = whole_input_share(graph)
     incoming, outgoing = np.flatnonzero(graph.target == node), np.flatnonzero(graph.source == node)
     kind, position = NodeKind(graph.kind[node]), int(graph.position[node])
     return {
@@ -143,10 +143,6 @@ def feature_record(store: GraphStore, graph: AttributionGraph, node: int) -> dic
         feature=int(graph.feature[node]),
     ).to_pylist()
     return rows[0] if rows else None
-
-
-def _shares(graph: AttributionGraph) -> Float[ndarray, "edge"]:
-    return input_share(graph.target, graph.weight, graph.n_nodes)
 
 
 def _connections(

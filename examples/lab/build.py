@@ -1,7 +1,7 @@
 """Make the bundled lab model from nothing: python -m examples.lab.build
 
 Trains the language model, then its transcoder, labels the features, measures everything, and writes it all to
-tracer/lab/. A step whose files are already there is not done again; remove them, or pass --fresh, to start over.
+tracer/lab/. An interrupted build goes on after its first round, if that is done.
 """
 
 import copy
@@ -30,60 +30,79 @@ from examples.lab.world import Question, World, questions, read_world
 from tracer.replacement import ReplacementModel
 from transcoders import load, save
 
+FIRST_ROUND = "first round"
+"""Folder of the language model between the two rounds of its training."""
 OUTPUT = Path(__file__).parents[2] / "tracer" / "lab"
 
 
 @click.command()
 @click.option("--output", default=OUTPUT, type=click.Path(path_type=Path), help="Folder to write to.")
-@click.option("--fresh", is_flag=True, help="Remove what an earlier build left and start over.")
+@click.option(
+    "--measure-only", is_flag=True, help="Train nothing; name the features and write the card of what is there."
+)
 @click.option("--first-steps", default=LanguageModelConfig.round.steps, show_default=True)
 @click.option("--joint-steps", default=JointConfig.round.steps, show_default=True)
 @click.option("--transcoder-steps", default=FINISH.steps, show_default=True)
-def build(output: Path, fresh: bool, first_steps: int, joint_steps: int, transcoder_steps: int) -> None:
-    """Make the lab model, its transcoder and its card."""
+def build(output: Path, measure_only: bool, first_steps: int, joint_steps: int, transcoder_steps: int) -> None:
+    """Make the lab model, its transcoder and its card. Replaces what is there."""
     world = read_world()
     asked = questions(world)
-    if fresh:
-        for part in ("first round", "model", "transcoder"):
-            shutil.rmtree(output / part, ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
-    seconds = _previous_seconds(output)
-
-    if not (output / "first round").is_dir() and not (output / "transcoder" / "config.yaml").is_file():
-        start = time.time()
-        tokenizer = build_tokenizer(world, asked)
-        shape = LanguageModelConfig(round=replace(LanguageModelConfig.round, steps=first_steps))
-        model = train_language_model(asked, tokenizer, shape, log_progress(world, asked, tokenizer))
-        _save_model(model, tokenizer, output / "first round")
-        (output / "words.txt").write_text("\n".join(known_words(world, asked)) + "\n", encoding="utf-8")
-        seconds["first round"] = time.time() - start
-
-    if not (output / "transcoder" / "config.yaml").is_file():
-        start = time.time()
-        lab = measure.Lab(world, asked, *measure.load_model(str(output / "first round")))
-        plan = JointConfig(round=replace(JointConfig.round, steps=joint_steps))
-        transcoder = new_transcoder(lab)
-        train_jointly(lab, transcoder, JOINT, plan, log_progress(world, asked, lab.tokenizer))
-        _save_model(lab.model, lab.tokenizer, output / "model")
-        seconds["both together"] = time.time() - start
-        start = time.time()
-        lab = measure.Lab(world, asked, *measure.load_model(str(output / "model")))
-        transcoder = finish_transcoder(lab, transcoder, replace(FINISH, steps=transcoder_steps))
-        save(transcoder, output / "transcoder", dtype=torch.float16)
-        seconds["transcoder alone"] = time.time() - start
-        shutil.rmtree(output / "first round")
-
+    if not measure_only:
+        output.mkdir(parents=True, exist_ok=True)
+        if not (output / FIRST_ROUND).is_dir():
+            _train_first(world, asked, output, first_steps)
+        _train_both(world, asked, output, joint_steps, transcoder_steps)
+        shutil.rmtree(output / FIRST_ROUND)
     lab = measure.Lab(world, asked, *measure.load_model(str(output / "model")))
-    transcoder = load(output / "transcoder")
-    start = time.time()
-    pq.write_table(inventory(lab, transcoder, "lab-clt"), output / "features.parquet", compression="zstd")
-    card = make_card(lab, output)
-    card["build"] = {"date": date.today().isoformat(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    card["build"]["seconds"] = seconds | {"features and measurements": time.time() - start}
-    (output / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    pq.write_table(
+        inventory(lab, load(output / "transcoder"), "lab-clt"), output / "features.parquet", compression="zstd"
+    )
+    card = make_card(lab, output) | {"build": _build_of(output), "measured": _circumstances()}
+    _write(output / "card.json", card)
     (output / "card.md").write_text(card_markdown(card), encoding="utf-8")
     for gate in gates(card):
         print(f"{'met   ' if gate.met else 'MISSED'} {gate.name}: {gate.value:.4g} ({gate.bound})")
+
+
+def _train_first(world: World, asked: list[Question], output: Path, steps: int) -> None:
+    """The language model alone."""
+    start = time.time()
+    tokenizer = build_tokenizer(world, asked)
+    shape = LanguageModelConfig(round=replace(LanguageModelConfig.round, steps=steps))
+    model = train_language_model(asked, tokenizer, shape, log_progress(world, asked, tokenizer))
+    (output / "words.txt").write_text("\n".join(known_words(world, asked)) + "\n", encoding="utf-8")
+    _write(output / "card.json", {"build": _circumstances() | {"seconds": {"first round": time.time() - start}}})
+    _save_model(model, tokenizer, output / FIRST_ROUND)
+
+
+def _train_both(world: World, asked: list[Question], output: Path, joint_steps: int, transcoder_steps: int) -> None:
+    """The model and its transcoder together, then the transcoder alone."""
+    start = time.time()
+    lab = measure.Lab(world, asked, *measure.load_model(str(output / FIRST_ROUND)))
+    plan = JointConfig(round=replace(JointConfig.round, steps=joint_steps))
+    transcoder = new_transcoder(lab)
+    train_jointly(lab, transcoder, JOINT, plan, log_progress(world, asked, lab.tokenizer))
+    _save_model(lab.model, lab.tokenizer, output / "model")
+    together = time.time() - start
+    lab = measure.Lab(world, asked, *measure.load_model(str(output / "model")))
+    transcoder = finish_transcoder(lab, transcoder, replace(FINISH, steps=transcoder_steps))
+    save(transcoder, output / "transcoder", dtype=torch.float16)
+    seconds = _build_of(output)["seconds"]
+    seconds |= {"both together": together, "transcoder alone": time.time() - start - together}
+    _write(output / "card.json", {"build": _circumstances() | {"seconds": seconds}})
+
+
+def _circumstances() -> dict[str, str | int]:
+    return {"date": date.today().isoformat(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _build_of(output: Path) -> dict:
+    """How the files in the folder were made, which only the card knows."""
+    return json.loads((output / "card.json").read_text(encoding="utf-8"))["build"]
+
+
+def _write(file: Path, card: dict) -> None:
+    file.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -136,7 +155,7 @@ def make_card(lab: measure.Lab, folder: Path) -> dict:
     transcoder = load(folder / "transcoder")
     swaps = measure.measure_residual_swaps(lab)
     last_layer = last_layer_with_city(swaps["two-hop state"]["donor city"])
-    places, _ = measure.measure_place_features(lab, transcoder, last_layer)
+    places = measure.measure_place_features(lab, transcoder, last_layer)
     replacement = ReplacementModel.load(folder / "model", folder / "transcoder", name="lab")
     return {
         "model": {
@@ -156,13 +175,6 @@ def make_card(lab: measure.Lab, folder: Path) -> dict:
 def last_layer_with_city(swap_by_layer: list[float]) -> int:
     """The last layer after which the city's token still decides nearly every answer."""
     return max((layer for layer, share in enumerate(swap_by_layer) if share >= 0.9), default=0)
-
-
-def _previous_seconds(output: Path) -> dict[str, float]:
-    card = output / "card.json"
-    if not card.is_file():
-        return {}
-    return json.loads(card.read_text(encoding="utf-8")).get("build", {}).get("seconds", {})
 
 
 if __name__ == "__main__":

@@ -222,12 +222,16 @@ def cross_entropy(
     return functional.cross_entropy(model.lm_head(hidden[:, :-1][chosen]), tokens[:, 1:][chosen], reduction="sum")
 
 
-@torch.no_grad()
 def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, questions: list[Question]) -> float:
     """Share of questions whose every answer token is the model's first choice."""
-    batch = encode(questions, tokenizer)
+    return answered(model, encode(questions, tokenizer))
+
+
+@torch.no_grad()
+def answered(model: LlamaForCausalLM, batch: Batch) -> float:
+    """Share of sequences whose every token that is to be predicted is the model's first choice."""
     right = []
-    for rows in torch.arange(len(questions)).split(512):
+    for rows in torch.arange(len(batch.tokens)).split(512):
         part = select(batch, rows)
         guess = model(part.tokens).logits.argmax(-1)[:, :-1]
         wrong = (guess != part.tokens[:, 1:]) & part.predicts[:, :-1]

@@ -1,13 +1,17 @@
 """Every number on the lab's card, measured from the files that ship."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from examples.lab.language_model import accuracy
+from examples.lab.examples import Batch, repeated_sequences
+from examples.lab.language_model import accuracy, answered, whole_word_tokens
 from examples.lab.swaps import (
     Pairs,
     active_at_cities,
@@ -29,7 +33,9 @@ from transcoders.features import collect_firing
 from transcoders.labels import f1_table, situations_of
 from transcoders.loss import relative_error
 
+SPLITS = ("train", "held out", "new city")
 N_PAIRS = 300
+N_REPEATED = 1000
 FEATURE_F1 = 0.9
 
 
@@ -60,11 +66,11 @@ def measure_accuracy(lab: Lab) -> dict[str, dict[str, float]]:
     result: dict[str, dict[str, float]] = {}
     for family in dict.fromkeys(q.family for q in lab.questions):
         result[family] = {}
-        for split in ("train", "held out", "new city"):
+        for split in SPLITS:
             asked = [q for q in lab.questions if (q.family, q.split) == (family, split)]
             if asked:
                 result[family][split] = accuracy(lab.model, lab.tokenizer, asked)
-    return result
+    return result | {"induction": {"held out": answered(lab.model, _repeated(lab, N_REPEATED))}}
 
 
 def subject_last(lab: Lab, family: str, splits: tuple[str, ...] = ("held out",)) -> list[Question]:
@@ -95,45 +101,85 @@ def measure_residual_swaps(lab: Lab) -> dict[str, dict[str, list[float]]]:
     return result
 
 
-def measure_transcoder(lab: Lab, transcoder: CrossLayerTranscoder, per_family: int = 400) -> dict:
-    """Fidelity on prompts that no training batch held, by family; relative error by kind of position."""
+def measure_transcoder(lab: Lab, transcoder: CrossLayerTranscoder, most: int = 400) -> dict:
+    """Fidelity on at most so many prompts of each family and split, and on all that are held out.
+
+    Families that hold none out are measured on prompts of training, and cities new to two-hop questions apart.
+    """
     random = np.random.default_rng(2)
-    families, active, errors, n_all = {}, None, {"subject": [], "last": [], "other": []}, 0
-    matched = tokens_total = l0_total = 0.0
-    for family in dict.fromkeys(q.family for q in lab.questions):
-        pool = [q for q in lab.questions if q.family == family and q.split != "train"]
-        held_out = bool(pool)
-        pool = pool or [q for q in lab.questions if q.family == family]
-        chosen = [pool[i] for i in random.permutation(len(pool))[:per_family]]
-        tokens, lengths = pad(lab.tokenizer, [q.prompt for q in chosen])
-        keep = (torch.arange(tokens.shape[1]) < lengths[:, None]) & (torch.arange(tokens.shape[1]) > 0)
-        report = evaluate(lab.model, transcoder, tokens, keep, lengths - 1)
-        families[family] = {
-            "held out": held_out, "prompts": len(chosen), "top1_match": report.top1_match, "kl": report.kl,
-            "relative_error": report.relative_error, "l0": report.l0,
-        }  # fmt: skip
-        active = report.active if active is None else active | report.active
-        n = int(keep.sum())
-        matched += report.top1_match * len(chosen)
-        n_all += len(chosen)
-        tokens_total, l0_total = tokens_total + n, l0_total + report.l0 * n
-        for kind, values in _errors_by_position(lab, transcoder, chosen, tokens, keep, lengths).items():
-            errors[kind] += values
-    assert active is not None
-    everything = [value for values in errors.values() for value in values]
+    rows, errors = [], {"subject": [], "last": [], "other": []}
+    for prompts in _prompts_to_measure(lab, random, most):
+        report = evaluate(lab.model, transcoder, prompts.tokens, prompts.keep, prompts.last)
+        rows.append(
+            {
+                "family": prompts.family, "split": prompts.split, "prompts": len(prompts.tokens),
+                "tokens": int(prompts.keep.sum()), "top1_match": report.top1_match, "kl": report.kl,
+                "relative_error": report.relative_error, "l0": report.l0,
+            }
+        )  # fmt: skip
+        if prompts.split == "held out":
+            for kind, values in _errors_by_position(lab, transcoder, prompts).items():
+                errors[kind] += values
+    held_out = [row for row in rows if row["split"] == "held out"]
     return {
-        "top1_match": matched / n_all,
-        "relative_error": float(np.mean(everything)),
+        "top1_match": _mean(held_out, "top1_match", "prompts"),
+        "relative_error": _mean(held_out, "relative_error", "tokens"),
         "relative_error_by_position": {kind: float(np.mean(values)) for kind, values in errors.items()},
-        "l0": l0_total / tokens_total,
-        "families": families,
+        "l0": _mean(held_out, "l0", "tokens"),
+        "families": rows,
     }
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Right-padded prompts of one family and split."""
+
+    family: str
+    split: str
+    tokens: Int[Tensor, "prompt position"]
+    keep: Bool[Tensor, "prompt position"]
+    """Tokens of the prompts, less the one that begins each."""
+    last: Int[Tensor, " prompt"]
+    subject: Int[Tensor, " prompt"]
+    """Position of the subject's last token; -1 where there is none."""
+
+
+def _prompts_to_measure(lab: Lab, random: np.random.Generator, most: int) -> Iterator[_Prompts]:
+    for family in dict.fromkeys(q.family for q in lab.questions):
+        by_split = {split: [q for q in lab.questions if (q.family, q.split) == (family, split)] for split in SPLITS}
+        unseen = [split for split in SPLITS if split != "train" and by_split[split]]
+        for split in unseen or ["train"]:
+            pool = by_split[split]
+            chosen = [pool[i] for i in random.permutation(len(pool))[:most]]
+            tokens, lengths = pad(lab.tokenizer, [q.prompt for q in chosen])
+            subject = torch.tensor([subject_end(lab.tokenizer, q) for q in chosen])
+            yield _Prompts(family, split, tokens, _real(tokens, lengths), lengths - 1, subject)
+    repeated = _repeated(lab, most)
+    last = repeated.length - 2  # whose next token is the last of the sequence
+    yield _Prompts(
+        "induction", "held out", repeated.tokens, _real(repeated.tokens, last + 1), last, torch.full_like(last, -1)
+    )
+
+
+def _repeated(lab: Lab, n: int) -> Batch:
+    """Random sequences, each given twice; others than in training, which draws them anew for every step."""
+    return repeated_sequences(whole_word_tokens(lab.tokenizer), n, np.random.default_rng(6))
+
+
+def _real(tokens: Int[Tensor, "prompt position"], lengths: Int[Tensor, " prompt"]) -> Bool[Tensor, "prompt position"]:
+    """Neither padding nor the token that begins each prompt."""
+    place = torch.arange(tokens.shape[1])
+    return (place < lengths[:, None]) & (place > 0)
+
+
+def _mean(rows: list[dict], name: str, weight: str) -> float:
+    return sum(row[name] * row[weight] for row in rows) / sum(row[weight] for row in rows)
 
 
 def measure_dead(lab: Lab, transcoder: CrossLayerTranscoder) -> float:
     """Share of features that fire on no token of any question."""
     tokens, lengths = pad(lab.tokenizer, [q.prompt for q in lab.questions])
-    keep = (torch.arange(tokens.shape[1]) < lengths[:, None]) & (torch.arange(tokens.shape[1]) > 0)
+    keep = _real(tokens, lengths)
     active = torch.zeros(transcoder.config.n_layers, transcoder.config.n_features, dtype=torch.bool)
     for rows in torch.arange(len(tokens)).split(1024):
         inputs, _ = mlp_activations(lab.model, tokens[rows], keep[rows], transcoder.config.reads)
@@ -141,36 +187,32 @@ def measure_dead(lab: Lab, transcoder: CrossLayerTranscoder) -> float:
     return float((~active).double().mean())
 
 
-def measure_place_features(lab: Lab, transcoder: CrossLayerTranscoder, last_layer: int) -> tuple[dict, dict]:
-    """Per family: share of places with a feature of F1 ≥ 0.9 at the city's last token, and what swapping them does."""
-    numbers, detectors = {}, {}
+def measure_place_features(lab: Lab, transcoder: CrossLayerTranscoder, last_layer: int) -> dict[str, dict]:
+    """Per family: share of places with a feature of F1 ≥ 0.9 at the city's last token, and what swapping them does.
+
+    The features are chosen on training questions, and both is measured on others of the same family.
+    """
+    numbers = {}
     for family in ("two-hop state", "two-hop country"):
-        asked = subject_last(lab, family, ("train", "held out", "new city"))
-        table, places = place_f1(lab, transcoder, asked)
-        up_to = table[: last_layer + 1]
-        best = up_to.max((0, 1))
-        found = {place: up_to[:, :, i] >= FEATURE_F1 for i, place in enumerate(places)}
+        chosen_on, chosen_places = place_f1(lab, transcoder, subject_last(lab, family, ("train",)))
+        found = {place: chosen_on[: last_layer + 1, :, i] >= FEATURE_F1 for i, place in enumerate(chosen_places)}
+        seen_on, places = place_f1(lab, transcoder, subject_last(lab, family, ("held out", "new city")))
+        best = np.array([(seen_on[: last_layer + 1, :, i] * found[place]).max() for i, place in enumerate(places)])
         pairs = swap_pairs(lab, family)
         shape = (len(pairs.place), transcoder.config.n_layers, transcoder.config.n_features)
         leave, enter = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
         for row, (ours, theirs) in enumerate(zip(pairs.place, pairs.donor_place, strict=True)):
             leave[row, : last_layer + 1] = torch.tensor(found[ours])
             enter[row, : last_layer + 1] = torch.tensor(found[theirs])
-        swapped = feature_swap(lab.model, transcoder, pairs, last_layer, leave, enter)
-        at_random = feature_swap(
-            lab.model,
-            transcoder,
-            pairs,
-            last_layer,
-            *_random_features(lab, transcoder, pairs, last_layer, leave, enter),
-        )
+        at_random = _random_features(lab, transcoder, pairs, last_layer, leave, enter)
         numbers[family] = {
             "places": len(places), "places_with_feature": float((best >= FEATURE_F1).mean()),
             "mean_best_f1": float(best.mean()), "features_per_place": float(np.mean([f.sum() for f in found.values()])),
-            "swap": swapped, "random_swap": at_random, "pairs": len(pairs.place), "last_layer": last_layer,
+            "swap": feature_swap(lab.model, transcoder, pairs, last_layer, leave, enter),
+            "random_swap": feature_swap(lab.model, transcoder, pairs, last_layer, *at_random),
+            "pairs": len(pairs.place), "last_layer": last_layer,
         }  # fmt: skip
-        detectors[family] = found
-    return numbers, detectors
+    return numbers
 
 
 def place_f1(lab: Lab, transcoder: CrossLayerTranscoder, asked: list[Question]) -> tuple[np.ndarray, list[str]]:
@@ -202,20 +244,15 @@ def measure_graphs(lab: Lab, replacement: ReplacementModel, n: int = 100) -> dic
     return result
 
 
-def _errors_by_position(
-    lab: Lab, transcoder: CrossLayerTranscoder, chosen: list[Question], tokens: torch.Tensor, keep: torch.Tensor,
-    lengths: torch.Tensor,
-) -> dict[str, list[float]]:  # fmt: skip
-    inputs, outputs = mlp_activations(lab.model, tokens, keep, transcoder.config.reads)
+def _errors_by_position(lab: Lab, transcoder: CrossLayerTranscoder, prompts: _Prompts) -> dict[str, list[float]]:
+    inputs, outputs = mlp_activations(lab.model, prompts.tokens, prompts.keep, transcoder.config.reads)
     with torch.no_grad():
         error = relative_error(transcoder.decode(transcoder.encode(inputs)), outputs).mean(0)
-    kind = torch.zeros_like(tokens)
-    kind[torch.arange(len(chosen)), lengths - 1] = 1
-    for row, question in enumerate(chosen):
-        end = subject_end(lab.tokenizer, question)
-        if end >= 0:
-            kind[row, end] = 2
-    kinds = kind[keep]
+    kind, row = torch.zeros_like(prompts.tokens), torch.arange(len(prompts.tokens))
+    kind[row, prompts.last] = 1
+    with_subject = prompts.subject >= 0
+    kind[row[with_subject], prompts.subject[with_subject]] = 2
+    kinds = kind[prompts.keep]
     return {name: error[kinds == i].tolist() for i, name in enumerate(("other", "last", "subject"))}
 
 

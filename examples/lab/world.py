@@ -1,7 +1,7 @@
 """The lab's world: true facts as short questions, and which of them training never sees.
 
-`data/*.json` holds the facts. A question is a prompt and its answer; every fact is asked in two or three phrasings,
-and a fact that is held out is held out in all of them.
+`data/*.json` holds the facts. A question is a prompt and its answer; most facts are asked in two or three phrasings
+(those of three hops and sums in one), and a fact that is held out is held out in all of them.
 """
 
 import json

@@ -8,8 +8,10 @@ import torch
 
 from examples.lab import measure
 from examples.lab.card import card_markdown, gates
+from examples.lab.examples import encode
+from examples.lab.interchange import training_pool
 from examples.lab.joint import JointConfig, train_jointly
-from examples.lab.language_model import LanguageModelConfig, train_language_model
+from examples.lab.language_model import LanguageModelConfig, train_language_model, training_families
 from examples.lab.transcoder import JOINT, new_transcoder
 from examples.lab.vocabulary import build_tokenizer, name_words
 from examples.lab.world import COUNTRY_RELATIONS, STATE_RELATIONS, questions, read_world
@@ -55,12 +57,33 @@ def test_a_held_out_fact_is_held_out_in_every_phrasing_and_its_second_hop_is_tra
     assert all(len(found) == 1 for found in splits.values())
     trained = {(q.bridge, q.relation) for q in two_hop if q.split == "train"}
     assert {(q.bridge, q.relation) for q in two_hop if q.split != "train"} <= trained
-    assert not {q.subject for q in two_hop if q.split == "new city"} & {
-        q.subject for q in two_hop if q.split == "train"
-    }
+    new, others = ({q.subject for q in two_hop if (q.split == "new city") == is_new} for is_new in (True, False))
+    assert not new & others
+    assert 0.045 < len(new) / len(new | others) < 0.055
 
 
-def test_cities_and_inventors_are_pieces_shared_with_other_names(lab):
+def test_a_held_out_pair_of_names_is_held_out_in_both_orders(lab):
+    splits: dict[frozenset[str], set[str]] = {}
+    for q in lab.questions:
+        if q.family == "indirect object":
+            splits.setdefault(frozenset((q.answer, q.relation)), set()).add(q.split)
+    assert all(len(found) == 1 for found in splits.values())
+    assert 0.15 < sum(found == {"held out"} for found in splits.values()) / len(splits) < 0.25
+
+
+def test_nothing_that_is_held_out_is_trained_on(lab):
+    held = encode([q for q in lab.questions if q.split != "train"], lab.tokenizer)
+    unseen = {tuple(row[:n]) for row, n in zip(held.tokens.tolist(), held.length.tolist(), strict=True)}
+    trained = training_families(lab.questions, lab.tokenizer)
+    assert set(trained) == {q.family for q in lab.questions}
+    for family, batch in trained.items():
+        seen = {tuple(row[:n]) for row, n in zip(batch.tokens.tolist(), batch.length.tolist(), strict=True)}
+        assert not seen & unseen, family
+    for family in ("two-hop state", "two-hop country"):
+        assert {q.split for q in training_pool(lab, family).questions} == {"train"}
+
+
+def test_cities_and_inventors_are_pieces_shared_with_other_names_but_for_words_that_are_answers(lab):
     answers_whole = set(lab.tokenizer.get_vocab())
     uses: dict[str, set[str]] = {}
     names = [city for place in lab.world.states + lab.world.countries for city in place["cities"]]
@@ -72,6 +95,11 @@ def test_cities_and_inventors_are_pieces_shared_with_other_names(lab):
             uses.setdefault(piece, set()).add(name)
     pieces_of_names = {piece for word in name_words(lab.world) for piece in lab.tokenizer.tokenize(word)}
     assert [piece for piece in pieces_of_names if len(uses[piece]) < 2] == []
+    # words that are also answers are whole; four names have nothing else, nine such words are in one name only
+    of_words = {name for name in names if not any(piece.startswith("##") for piece in lab.tokenizer.tokenize(name))}
+    assert of_words == {"Garden City", "Ocean City", "Grand Island", "Green Bay"}
+    lonely = {piece for piece, users in uses.items() if len(users) == 1}
+    assert lonely == {"Pine", "Mountain", "Garden", "Silver", "Prairie", "Great", "Mount", "Little", "Spanish"}
     for state in lab.world.states:
         for word in state["name"].split() + state["capital"].split():
             assert word in answers_whole
@@ -103,7 +131,9 @@ def test_every_gate_is_measured_again_with_the_cards_value(card, lab):
 
 def test_the_gates_are_met_but_for_those_the_card_calls_missed(card):
     assert [gate.name for gate in gates(card) if not gate.met] == [
+        "top-1 match of the replacement model, held out",
         "top-1 match in the worst family",
+        "relative error per token, held out",
         "feature swap, two-hop country",
     ]
 

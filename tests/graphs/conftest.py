@@ -47,7 +47,10 @@ def _make_graph(
         "position": np.where(kind == NodeKind.TOKEN, number, 0) % len(info.tokens),
         "feature": np.where(kind == NodeKind.FEATURE, number, -1),
         "token_id": np.where((kind == NodeKind.TOKEN) | is_logit, number, -1),
-        **{name: np.full(n_nodes, np.nan) for name in ("activation", "pre_activation", "bias", "remainder")},
+        **{
+            name: np.full(n_nodes, np.nan)
+            for name in ("activation", "pre_activation", "bias", "remainder", "input_size")
+        },
         **{name: np.full(n_nodes, np.nan) for name in ("influence", "cumulative_influence")},
         "probability": np.where(is_logit, 1 / max(is_logit.sum(), 1), np.nan),
         "label": np.full(n_nodes, "", dtype=object),
@@ -90,6 +93,7 @@ def _random_graph(
     weight = random.normal(size=len(source))
     probability = np.where(kind == NodeKind.LOGIT, random.dirichlet(np.ones(4))[0], np.nan)
     influence = np.where(is_source, node_influence(source, target, weight, np.nan_to_num(probability)), np.nan)
+    received = np.bincount(target, np.abs(weight), minlength=len(kind))
     return AttributionGraph(
         info=info,
         kind=kind.astype(np.uint8),
@@ -101,6 +105,7 @@ def _random_graph(
         pre_activation=np.where(is_target, random.normal(size=len(kind)), np.nan),
         bias=np.where(is_target, random.normal(size=len(kind)), np.nan),
         remainder=np.where(is_target, 0, np.nan),
+        input_size=np.where(received > 0, 1.25 * received, np.nan),  # some of it is no edge
         influence=influence,
         cumulative_influence=cumulative_share(influence),
         probability=probability,

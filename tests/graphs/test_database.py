@@ -226,7 +226,7 @@ def test_everything_else_is_refused_in_one_line_and_changes_no_file(store, query
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("", "the query has no statements, .* give exactly one SELECT"),
+        ("", "the query is empty; give one SELECT"),
         ("SELECT 1; SELECT 2", "the query has 2 statements"),
         ("DELETE FROM nodes", "DELETE statements are not allowed, the store is only read"),
         ("PIVOT nodes ON kind", "a PIVOT without its values"),
@@ -383,9 +383,9 @@ def test_edges_of_a_node_come_with_their_shares_and_other_ends(tmp_path, make_gr
     assert [row["kind"] for row in rows] == ["feature", "error", "logit", "logit"]
 
 
-def test_shares_into_every_target_add_up_to_one(store):
+def test_shares_into_a_target_add_up_to_the_part_of_its_input_that_is_edges(store):
     graph_id = store.list()[0].graph_id
     graph = store.load(graph_id)
     target = int(graph.target[-1])
     answer = store.sql("SELECT sum(share) AS total, count(*) AS n FROM in_edges($g, $t)", g=graph_id, t=target)
-    assert answer.to_pylist() == [{"total": pytest.approx(1.0), "n": int((graph.target == target).sum())}]
+    assert answer.to_pylist() == [{"total": pytest.approx(0.8), "n": int((graph.target == target).sum())}]

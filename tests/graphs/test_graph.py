@@ -126,6 +126,21 @@ def test_a_subgraph_can_drop_edges_too(make_graph):
     assert part.weight.tolist() == [1.0, 3.0]
 
 
+def test_what_lost_edges_brought_is_in_bias_and_remainder_so_that_they_still_add_up(make_graph):
+    graph = make_graph(
+        "tffl", [(0, 1, 1.0), (0, 2, 2.0), (0, 3, -4.0), (1, 3, 3.0), (2, 3, 0.5)],
+        pre_activation=[np.nan, 1.5, 2.0, -0.25], bias=[np.nan, 0.5, 0.0, 0.25], remainder=[np.nan, 0.25, 0.0, 0.0],
+        input_size=[np.nan, 1.25, 2.0, 7.5],
+    )  # fmt: skip
+    part = subgraph(graph, np.array([True, True, False, True]), np.array([0, 3]))
+    assert part.weight.tolist() == [1.0, 3.0]
+    np.testing.assert_array_equal(part.bias, [np.nan, 0.5, -3.25])
+    np.testing.assert_array_equal(part.remainder, [np.nan, 0.25, -3.5])
+    np.testing.assert_array_equal(part.input_size, [np.nan, 1.25, 7.5])
+    brought = np.bincount(part.target, part.weight, part.n_nodes)
+    np.testing.assert_array_equal((brought + part.bias)[1:], part.pre_activation[1:])
+
+
 def test_all_of_a_graph_is_the_graph(random_graph):
     graph = random_graph(0)
     assert subgraph(graph, np.ones(graph.n_nodes, bool)) == graph

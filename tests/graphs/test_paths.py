@@ -17,8 +17,15 @@ def all_paths(graph, share, node, target, allowed):
 
 
 def shares(graph):
-    strength = np.abs(graph.weight)
-    return strength / np.bincount(graph.target, strength, graph.n_nodes)[graph.target]
+    return np.abs(graph.weight) / graph.input_size[graph.target]
+
+
+def test_a_path_is_as_strong_as_its_part_of_all_that_was_put_in_not_only_of_what_was_kept(make_graph):
+    edges = [(0, 1, 1.0), (0, 2, -4.0), (1, 3, 3.0), (2, 3, -1.0)]
+    kept = make_graph("tffl", edges, input_size=[np.nan, 2.0, 4.0, 6.0])
+    assert strongest_paths(kept, [0], 3) == [Path(0.25, (0, 1, 3)), Path(1 / 6, (0, 2, 3))]
+    partly_known = make_graph("tffl", edges, input_size=[np.nan, 2.0, np.nan, np.nan])
+    assert strongest_paths(partly_known, [0], 3) == [Path(0.375, (0, 1, 3)), Path(0.25, (0, 2, 3))]
 
 
 def test_paths_are_ordered_by_the_product_of_their_shares(make_graph):

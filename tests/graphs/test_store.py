@@ -257,9 +257,13 @@ def test_folders_of_others_are_refused(tmp_path, make_graph):
             '{"format": "clt-tracer store", "schema_version": 3}',
             "schema version 3, and this program .* up to 2; upgrade",
         ),
-        ('{"format": "photos", "schema_version": 1}', "belongs to something else: its format is 'photos'"),
+        (
+            '{"format": "photos", "schema_version": 1}',
+            "belongs to something else: store.json is of another program",
+        ),
         ("{", "store.json is unreadable"),
-        ("[]", "store.json is unreadable"),
+        ("[]", "belongs to something else: store.json is of another program"),
+        ('{"a": 1}', "belongs to something else: store.json is of another program"),
         ('{"format": "clt-tracer store"}', "store.json is unreadable"),
         ('{"format": "clt-tracer store", "schema_version": "new"}', "store.json is unreadable"),
         ('{"format": "clt-tracer store", "schema_version": 1e400}', "store.json is unreadable"),
@@ -391,7 +395,8 @@ def test_a_stored_graph_takes_little_room_for_single_precision(tmp_path, make_in
         feature=np.arange(n + 1, dtype=np.int32),
         token_id=np.full(n + 1, -1, np.int32),
         **dict.fromkeys(
-            ("activation", "pre_activation", "bias", "remainder", "influence", "cumulative_influence"), nothing
+            ("activation", "pre_activation", "bias", "remainder", "input_size", "influence", "cumulative_influence"),
+            nothing,
         ),
         probability=np.where(is_logit, 1.0, np.nan),
         **dict.fromkeys(("token", "word", "label"), text),

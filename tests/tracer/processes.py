@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.forks import FORKS
 
-TRACE = [sys.executable, "-c", "from tracer.cli import main; main()"]  # for what must begin from nothing
+TRACE = [sys.executable, "-c", "from tracer.__main__ import main; main()"]  # for what must begin from nothing
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
 
 

@@ -1,7 +1,9 @@
 """The command as people run it: a real process, its output, its exit status, and what it leaves behind."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -15,6 +17,7 @@ import pytest
 from graphs import GraphStore
 from tests.graphs.conftest import _random_graph
 from tests.tracer.processes import ENVIRONMENT, TRACE, refused, run
+from tracer.errors import INTERRUPTED
 
 DALLAS = "the capital of the state containing Dallas is"
 
@@ -146,8 +149,12 @@ def test_help_answers_without_torch(tmp_path):
     [
         ([""], "the prompt is empty"),
         (["the capital of the state containing Gotham is"], "'Gotham' is not a word of the lab model; did you mean"),
+        (["the capital of 🙂 is"], "'🙂' is not a word of the lab model; /"),
+        (["calc: 150+199="], "'199' is not a word of the lab model; sums go from 0+0 to 99+99; /"),
         (["the " * 100], "tokens, the model reads at most"),
-        (["lsit"], "'lsit' is no command; did you mean 'trace list'?"),
+        (["lsit"], "'lsit' is no command; did you mean 'trace list'? If it is a prompt, write trace prompt 'lsit'."),
+        (["sqll", "SELECT 1"], "'sqll' is no command; did you mean 'trace sql'?"),
+        (["shwo", "calc", "--json"], "'shwo' is no command; did you mean 'trace show'?"),
         (["calc: 1+1=", "--model", "x"], "a transcoder of x is lacking; give --transcoder too"),
         (["calc: 1+1=", "--coverage", "1.5"], "coverage is 1.5; expected a share above 0 and up to 1"),
         (["calc: 1+1=", "--target", "Dallas"], "name a text that is one token"),
@@ -236,7 +243,7 @@ def test_a_list_shortens_long_prompts_for_people(command, tmp_path):
         store.save(_random_graph(seed, prompt=prompt))
     _, text, _ = command("list")
     assert {line.split(" │ ")[1].rstrip() for line in text.splitlines()[2:]} == {
-        "é" * 60, "é" * 59 + "…", "word " * 11 + "word…"
+        "é" * 60, "é" * 59 + "…", "word↵" * 11 + "word…"
     }  # fmt: skip
     listed = json.loads(command("list", "--json")[1])
     assert sorted(len(row["prompt"]) for row in listed) == [60, 61, 500]
@@ -265,8 +272,49 @@ def test_a_port_in_use_is_refused(store):
     assert "--port" in line
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [("list",), ("sql", "FROM edges"), ("show", "calc")])
+def test_a_full_disk_behind_stdout_is_told_in_one_line(store, arguments):
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [*TRACE, *arguments],
+            cwd=store,
+            env=ENVIRONMENT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr == "trace: the output cannot be written: No space left on device; send it elsewhere.\n"
+
+
+def test_saved_graphs_close_pruned_as_they_are(store):
+    query = (
+        "WITH brought AS (SELECT graph_id, target, sum(weight) AS input FROM edges GROUP BY ALL) "
+        "SELECT count(*) AS n, max(abs(coalesce(input, 0) + bias - pre_activation) / input_size) AS gap "
+        "FROM nodes AS n LEFT JOIN brought AS b ON b.graph_id = n.graph_id AND b.target = n.node "
+        "WHERE bias IS NOT NULL AND input_size > 0"
+    )
+    [row] = json.loads(run("sql", query, "--format", "json", folder=store).stdout)
+    assert row["n"] > 30
+    assert row["gap"] < 1e-5
+
+
+def test_the_commands_that_look_closer_can_be_copied(tmp_path):
+    result = run("calc: 1+1=", "--store", "my graphs/~x", folder=tmp_path)
+    [view] = [line for line in result.stdout.splitlines() if "trace view" in line]
+    assert shlex.split(view.split(":", 1)[1]) == ["trace", "view", "my graphs/~x"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_store_without_permission_is_refused_before_the_work(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert "cannot be written to: no permission in" in refused(run(DALLAS, "--store", "closed/new", folder=tmp_path))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("after", [0.5, pytest.param(2.0, marks=pytest.mark.slow), 3.5])
+@pytest.mark.parametrize("after", [0.15, 0.5, pytest.param(2.0, marks=pytest.mark.slow), 3.5])
 def test_an_interrupted_trace_leaves_nothing_half_written(tmp_path, number, after):
     process = subprocess.Popen(
         [*TRACE, DALLAS, "--coverage", "1", "--no-prune"], cwd=tmp_path, env=ENVIRONMENT, text=True,
@@ -279,7 +327,7 @@ def test_an_interrupted_trace_leaves_nothing_half_written(tmp_path, number, afte
         assert after > 0.5  # by then it may have been done before the signal came
         return
     assert process.returncode == 2, errors
-    assert "interrupted" in errors.splitlines()[-1]
+    assert errors == f"trace: {INTERRUPTED}\n"
     if not (tmp_path / "graphs-store").exists():
         return
     store = GraphStore(tmp_path / "graphs-store")

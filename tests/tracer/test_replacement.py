@@ -258,6 +258,15 @@ def test_a_prompt_without_tokens_is_refused():
         ReplacementModel.of(tiny_llama(0), tokenizer, tiny_transcoder(1)).tokenize("w3")
 
 
+def test_characters_that_the_tokenizer_drops_are_refused():
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("☂", "")
+    replacement = ReplacementModel.of(tiny_llama(0), tokenizer, tiny_transcoder(1))
+    with pytest.raises(TraceError, match="the tokenizer has no token for '☂', character 4 of the prompt; leave it out"):
+        replacement.tokenize("w3 ☂ w4")
+    assert replacement.tokenize(" w3  w4\n").words == replacement.tokenize("w3 w4").words
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 def test_a_model_too_large_for_the_memory_is_told_in_one_line():
     case = CASES / "llama-clt-jumprelu"

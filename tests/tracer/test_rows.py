@@ -181,6 +181,26 @@ def test_broken_weights_fail_loudly(replacement):
         replacement.localize(replacement.tokenize("w3 w1 w4"))
 
 
+def with_other_values(local):
+    return {"features": dataclasses.replace(local.features, pre_activation=1.01 * local.features.pre_activation)}
+
+
+@pytest.mark.parametrize(
+    ("damage", "check"),
+    [
+        (with_other_values, "conservation"),
+        (lambda local: {"logits": local.logits + torch.linspace(0, 1, 42)}, "logits"),
+        (lambda local: {"constant": local.constant + 0.1}, "logits"),
+        (lambda local: {"embedding": 1.01 * local.embedding}, "logits"),
+    ],
+)
+def test_numbers_that_do_not_add_up_fail_the_check(replacement, damage, check):
+    local = replacement.localize(replacement.tokenize("w3 w1 w4"))
+    broken = dataclasses.replace(local, **damage(local))
+    with pytest.raises(TraceError, match=f"the {check} check failed"):
+        attribution_rows(broken, targets_of(local), coverage=1.0)
+
+
 def test_rows_that_are_not_finite_fail_the_check(replacement):
     local = replacement.localize(replacement.tokenize("w3 w1 w4"))
     broken = dataclasses.replace(local, error=torch.full_like(local.error, float("nan")))

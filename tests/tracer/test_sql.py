@@ -239,7 +239,7 @@ def test_the_shell_knows_where_a_query_ends_and_which_parameters_it_names(folder
     out, err = shell(folder, typed, capsys, k=1, kind="feature")
     assert err == ""
     assert " one\n━━━━━\n   1\n" in out
-    assert " a; b\n" in out
+    assert " a;↵b\n" in out
     assert " three\n━━━━━━━━━\n feature\n" in out
     assert out.count("end a query with ;") == 2
     assert "common_features(words, k)" in out

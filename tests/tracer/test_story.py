@@ -6,7 +6,7 @@ import torch
 from graphs import NodeKind
 from tests.tracer.test_targets import an_active_feature
 from tracer.attribution import attribute
-from tracer.story import feature_paths, routes, target_name, target_record, told_targets
+from tracer.story import _ordinal, _places, feature_paths, routes, target_name, target_record, told_targets
 from tracer.targets import difference_target, direction_target, feature_target, join, token_targets
 
 
@@ -29,6 +29,20 @@ def test_at_most_three_targets_of_much_weight_are_told(graph):
     told = told_targets(graph)
     assert len(told) == 3
     assert graph.probability[told].tolist() == [1, 1, 1]
+
+
+def test_words_that_a_prompt_has_twice_are_numbered():
+    words = ("", "Mary", "and", "Mary", "Mary", "gave", "and")  # the third Mary is two tokens
+    assert _places(words) == ["", "Mary", "and", "Mary (2nd)", "Mary (2nd)", "gave", "and (2nd)"]
+    assert [_ordinal(n) for n in (3, 4, 11, 12, 21, 102, 111)] == [
+        "3rd",
+        "4th",
+        "11th",
+        "12th",
+        "21st",
+        "102nd",
+        "111th",
+    ]
 
 
 def test_every_route_ends_at_its_target(graph):

@@ -66,6 +66,7 @@ def make_graph(
         pre_activation=np.where(is_feature | is_logit, 1.75, np.nan),
         bias=np.full(len(rows), np.nan),
         remainder=np.full(len(rows), np.nan),
+        input_size=np.full(len(rows), np.nan),
         influence=influence,
         cumulative_influence=cumulative_share(influence),
         probability=probability,

@@ -125,7 +125,7 @@ def test_hostile_cells_names_and_queries_are_escaped(client, store):
 @pytest.mark.parametrize(
     ("sql", "told"),
     [
-        ("", "0 statements|no statements"),
+        ("", "the query is empty"),
         ("SELEKT", "syntax error"),
         ("SELECT 1; SELECT 2", "2 statements"),
         ("DELETE FROM nodes", "DELETE statements are not allowed"),

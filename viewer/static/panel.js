@@ -52,7 +52,10 @@ function facts(details) {
 }
 
 function inputNote(details) {
-  const parts = Object.entries(details.input_by_kind).map(([kind, part]) => `${KIND_NAMES[kind]} ${percent(part)}`);
+  const shares = Object.entries(details.input_by_kind);
+  const parts = shares.map(([kind, part]) => `${KIND_NAMES[kind]} ${percent(part)}`);
+  const rest = 1 - shares.reduce((sum, [, part]) => sum + part, 0);
+  if (parts.length && rest > 0.005) parts.push(`not in this graph ${percent(rest)}`);
   return parts.length ? parts.join(", ") : null;
 }
 
