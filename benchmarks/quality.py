@@ -1,17 +1,21 @@
-"""Transcoders of the lab model trained on the same activations, side by side: cross-layer, per-layer, the shipped one.
+"""Transcoders of the lab model trained on the same activations, side by side: ours, peers', the shipped one.
 
     python -m benchmarks.quality                             # about 80 minutes
     python -m benchmarks.quality --tokens 2_000_000 --row "cross-layer"
+    python -m benchmarks.quality --peer ~/peer/bin/python    # and the peers this Python has (see quality_peer.py)
 
 One site for every distinct prefix of the lab's training prompts, as for the transcoder that ships; the trainer is that
 of `trace train`. Measured on the lab's held-out prompts as `trace evaluate` does.
 """
 
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +24,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.training import ways_of
 from examples.lab.learner import ActivationBatch
 from examples.lab.measure import Lab, load_model
-from examples.lab.transcoder import SITES_PER_STEP, Sites, collect_sites, site_batches
+from examples.lab.transcoder import SITES_PER_STEP, Sites, chosen_sites, collect_sites, site_batches
 from examples.lab.world import questions, read_world
 from tracer import lab
 from tracer.evaluation import evaluate
@@ -33,7 +39,7 @@ from tracer.material import Material, material_of_prompts
 from tracer.replacement import ReplacementModel
 from transcoders import CrossLayerTranscoder, TrainConfig, load
 from transcoders.parallel import Place
-from transcoders.scales import Scales, measure_scales
+from transcoders.scales import Scales, fold, measure_scales
 from transcoders.shuffle import Batch
 from transcoders.train import Reporting, learn, shape_of
 
@@ -46,6 +52,7 @@ ROWS = {
     "per-layer, as many parameters": replace(CROSS, cross_layer=False, n_features=2304),
     "per-layer, as many features": replace(CROSS, cross_layer=False),
 }
+PEERS = ("crosslayer-coding", "OpenMOSS")
 LEARNING_RATES = (1e-3, 3e-3, 6e-3)
 SHIPPED = "the shipped one (trained beside the model)"
 COLUMNS = (
@@ -59,7 +66,8 @@ N_PROMPTS = 1000
 @click.option("--row", "rows", multiple=True, type=click.Choice([*ROWS, SHIPPED]), help="Only these; repeatable.")
 @click.option("--learning-rate", "rates", multiple=True, type=float, default=LEARNING_RATES, show_default=True)
 @click.option("--graphs", default=60, show_default=True, help="Prompts to trace.")
-def main(tokens: int, rows: tuple[str, ...], rates: tuple[float, ...], graphs: int) -> None:
+@click.option("--peer", "peers", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Its Python.")
+def main(tokens: int, rows: tuple[str, ...], rates: tuple[float, ...], graphs: int, peers: tuple[str, ...]) -> None:
     """Train every kind with each learning rate, and print what `trace evaluate` measures of the best of each."""
     table = Table(*COLUMNS)
     world = read_world()
@@ -69,16 +77,23 @@ def main(tokens: int, rows: tuple[str, ...], rates: tuple[float, ...], graphs: i
     chosen = np.random.default_rng(0).choice(len(held_out), N_PROMPTS, replace=False).tolist()
     material = material_of_prompts(model, [held_out[i] for i in chosen], "held-out questions", graphs)
     sites = collect_sites(opened, 0)
-    for name in rows or (*ROWS, SHIPPED):
-        if name == SHIPPED:
-            table.add_row(*_told(name, "", _judged(model, load(lab.folder() / "transcoder"), material)))
-            continue
+    ways: dict[str, Callable[[TrainConfig], CrossLayerTranscoder]] = {}
+    for name in ROWS:
+        if name in (rows or ROWS):
+            ways[name] = partial(_trained, opened, sites)
+    for peer in peers:
+        for way in ways_of(peer):
+            if way in PEERS:
+                ways[way] = partial(_trained_by_peer, peer, way, opened, sites)
+    for name, trained in ways.items():
         runs = []
         for rate in rates:
-            config = replace(ROWS[name], learning_rate=rate, tokens=tokens)
-            judged = _judged(model, _trained(opened, sites, config), material)
+            config = replace(ROWS.get(name, CROSS), learning_rate=rate, tokens=tokens)
+            judged = _judged(model, trained(config), material)
             runs.append((judged["graphs"]["replacement"], _told(name, f"{rate:g}", judged)))
         table.add_row(*max(runs)[1])
+    if SHIPPED in (rows or (SHIPPED,)):
+        table.add_row(*_told(SHIPPED, "", _judged(model, load(lab.folder() / "transcoder"), material)))
     Console(width=160).print(table)
 
 
@@ -115,6 +130,28 @@ def _trained(opened: Lab, sites: Sites, config: TrainConfig) -> CrossLayerTransc
         )  # fmt: skip
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         return load(Path(folder) / "transcoder")
+
+
+def _trained_by_peer(python: str, way: str, opened: Lab, sites: Sites, config: TrainConfig) -> CrossLayerTranscoder:
+    """Trained on the same batches, scaled as ours."""
+    scales = measure_scales(sites.inputs, sites.outputs)
+    batches = torch.stack([*islice(chosen_sites(sites, config.seed), config.steps)])
+    with tempfile.TemporaryDirectory() as folder:
+        file, output = Path(folder) / "sites.safetensors", Path(folder) / "trained.safetensors"
+        inputs, outputs = sites.inputs * scales.inputs[:, None, None], sites.outputs * scales.outputs[:, None, None]
+        save_file({"inputs": inputs, "outputs": outputs, "batches": batches}, file)
+        start = time.perf_counter()
+        subprocess.run(
+            [python, "-m", "benchmarks.quality_peer", str(file), way, str(output), f"--features={config.n_features}",
+             f"--k={config.k}", f"--learning-rate={config.learning_rate}", f"--threads={torch.get_num_threads()}"],
+            cwd=Path(__file__).parent.parent, stdout=sys.stderr, check=True,
+        )  # fmt: skip
+        print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        shape = replace(shape_of(opened.model, config, "lab"), activation="jumprelu")
+        transcoder = CrossLayerTranscoder(shape)
+        transcoder.load_state_dict(load_file(output))
+    fold(transcoder, scales)
+    return transcoder.eval().requires_grad_(False)
 
 
 def _note(row: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -48,8 +49,7 @@ def main(
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     cache = {name: part.to(device) for name, part in load_file(file).items()}
-    make = _crosslayer_coding if way == "crosslayer-coding" else _openmoss
-    model, step = make(way, cache["inputs"], features, k)
+    model, step = quick_model(way, cache["inputs"], features, k)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     seconds, losses, counts = [], [], []
     for number, (inputs, outputs) in zip(range(WARM_UP + steps), _batches(cache, tokens), strict=False):
@@ -82,7 +82,17 @@ def _batches(cache: dict[str, Tensor], n_tokens: int) -> Iterator[Batch]:
         yield from zip(cache["inputs"].split(n_tokens, 1), cache["outputs"].split(n_tokens, 1), strict=True)
 
 
-def _crosslayer_coding(_way: str, inputs: Tensor, n_features: int, k: int) -> tuple[nn.Module, Step]:
+def quick_model(way: str, inputs: Tensor, n_features: int, k: int) -> tuple[nn.Module, Step]:
+    """A peer's model and step, without what is optional and costs time."""
+    if way == "crosslayer-coding":
+        return crosslayer_coding(
+            inputs, n_features, k, apply_sparsity_penalty_to_batchtopk=False, preactivation_coef=0.0
+        )
+    return openmoss(inputs, n_features, k, sparsity_include_decoder_norm=False, decode_with_csr="CSR" in way)
+
+
+def crosslayer_coding(inputs: Tensor, n_features: int, k: int, **options: Any) -> tuple[nn.Module, Step]:
+    """The model and step of decode-clt; `options` of its training."""
     from clt.config import CLTConfig, TrainingConfig
     from clt.models.clt import CrossLayerTranscoder
     from clt.training.losses import LossManager
@@ -93,8 +103,7 @@ def _crosslayer_coding(_way: str, inputs: Tensor, n_features: int, k: int) -> tu
         batchtopk_k=k * n_layers,
     )  # fmt: skip
     training = TrainingConfig(
-        learning_rate=1e-3, training_steps=1000, normalization_method="none", activation_path=".",
-        apply_sparsity_penalty_to_batchtopk=False, preactivation_coef=0.0,
+        learning_rate=1e-3, training_steps=1000, normalization_method="none", activation_path=".", **options
     )  # fmt: skip
     model = CrossLayerTranscoder(config, process_group=None, device=inputs.device)
     losses = LossManager(training)
@@ -108,15 +117,15 @@ def _crosslayer_coding(_way: str, inputs: Tensor, n_features: int, k: int) -> tu
     return model, step
 
 
-def _openmoss(way: str, inputs: Tensor, n_features: int, k: int) -> tuple[nn.Module, Step]:
+def openmoss(inputs: Tensor, n_features: int, k: int, **options: Any) -> tuple[nn.Module, Step]:
+    """The model and step of Llamascopium; `options` of its model."""
     from llamascopium.models.clt import CLTConfig, CrossLayerTranscoder
 
     n_layers, _, d_model = inputs.shape
     reads, writes = ([f"{kind}{layer}" for layer in range(n_layers)] for kind in ("in", "out"))
     config = CLTConfig(
         d_model=d_model, expansion_factor=n_features / d_model, act_fn="batchtopk", top_k=k, hook_points_in=reads,
-        hook_points_out=writes, norm_activation="inference", sparsity_include_decoder_norm=False,
-        decode_with_csr="CSR" in way, device=str(inputs.device),
+        hook_points_out=writes, norm_activation="inference", device=str(inputs.device), **options,
     )  # fmt: skip
     model = CrossLayerTranscoder(config)
     model.init_parameters()

@@ -112,7 +112,7 @@ def main(
             command += [f"--weights={weights}", f"--moments={moments}"]
             _row(table, ours, f"ours, {way}", way, measured(command)[0])
         for peer in peers:
-            for way in _ways_of(peer):
+            for way in ways_of(peer):
                 command = [peer, str(HERE / "train_peer.py"), str(file), way, *shared]
                 _row(table, case, way, way, measured(command)[0])
     Console(width=130).print(table)
@@ -136,7 +136,8 @@ def write_activations(file: Path, n_layers: int, n_tokens: int, d_model: int) ->
     save_file({"inputs": torch.stack(inputs), "outputs": torch.stack(outputs)}, file)
 
 
-def _ways_of(peer: str) -> list[str]:
+def ways_of(peer: str) -> list[str]:
+    """The peers that this Python has."""
     ways, _, _ = measured([peer, str(HERE / "train_peer.py"), "--list"])
     if not ways["ways"]:
         raise click.UsageError(f"{peer} has none of the peers that benchmarks/train_peer.py knows; see its docstring.")

@@ -120,12 +120,17 @@ def collect_sites(lab: Lab, seed: int) -> Sites:
 
 
 def site_batches(sites: Sites, seed: int) -> Iterator[ActivationBatch]:
+    """The activations at chosen sites, batch by batch."""
+    for chosen in chosen_sites(sites, seed):
+        yield sites.inputs[:, chosen], sites.outputs[:, chosen]
+
+
+def chosen_sites(sites: Sites, seed: int) -> Iterator[Int[Tensor, " chosen"]]:
     """Random sites, those of frequent prefixes oftener: by the root, so that rare ones are not forgotten."""
     generator = torch.Generator().manual_seed(seed)
     weight = sites.occurrences.double().sqrt()
     while True:
-        chosen = torch.multinomial(weight, SITES_PER_STEP, replacement=True, generator=generator)
-        yield sites.inputs[:, chosen], sites.outputs[:, chosen]
+        yield torch.multinomial(weight, SITES_PER_STEP, replacement=True, generator=generator)
 
 
 def inventory(lab: Lab, transcoder: CrossLayerTranscoder, name: str, per_family: int = 2500) -> pa.Table:

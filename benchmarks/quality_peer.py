@@ -1,0 +1,100 @@
+"""A transcoder trained by a peer with its own loss, in a process of its own; written as tensors that ours can read.
+
+Known are the peers of benchmarks/train_peer.py. Their BatchTopK becomes a threshold per layer at the end, the least
+that fired, on average over some batches. The learning rate goes up and down as our trainer's.
+"""
+
+from pathlib import Path
+
+import click
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from benchmarks.train_peer import crosslayer_coding, openmoss
+
+WARM_UP, DECAY = 50, 0.2
+CALIBRATION = 8
+"""Batches that show the threshold."""
+CLIP = 1.0
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("way", type=click.Choice(["crosslayer-coding", "OpenMOSS"]))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--features", default=1024, show_default=True)
+@click.option("--k", default=10, show_default=True)
+@click.option("--learning-rate", default=1e-3, show_default=True)
+@click.option("--threads", default=1, show_default=True)
+def main(file: Path, way: str, output: Path, features: int, k: int, learning_rate: float, threads: int) -> None:
+    """Train on inputs and outputs (layer, site, d_model) in FILE, in the batches (step, token) that it names."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    cache = load_file(file)
+    batches = cache["batches"]
+    make = crosslayer_coding if way == "crosslayer-coding" else openmoss
+    model, step = make(cache["inputs"], features, k)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda n: min(1.0, (n + 1) / WARM_UP, (len(batches) - n) / (DECAY * len(batches)))
+    )
+    for number, chosen in enumerate(batches):
+        loss, active = step(cache["inputs"][:, chosen], cache["outputs"][:, chosen])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if number % 100 == 0:
+            print(f"step {number}  loss {float(loss.detach()):.4f}  {float(active):.1f} active", flush=True)
+    with torch.no_grad():
+        held = [cache["inputs"][:, chosen] for chosen in batches[-CALIBRATION:]]
+        tensors = _of_crosslayer_coding(model, held) if way == "crosslayer-coding" else _of_openmoss(model, held)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, output)
+
+
+def _of_crosslayer_coding(model: nn.Module, held: list[Tensor]) -> dict[str, Tensor]:
+    encoders, decoders = model.encoder_module.encoders, model.decoder_module.decoders
+    layers = range(len(encoders))
+    found = [model.get_feature_activations(dict(enumerate(inputs))) for inputs in held]
+    tensors = {
+        "W_enc": torch.stack([encoder.weight for encoder in encoders]),
+        "b_enc": torch.stack([_bias(encoder, encoder.weight.shape[0]) for encoder in encoders]),
+        "b_dec": torch.stack(
+            [sum(_bias(decoders[f"{s}->{t}"], encoders[0].weight.shape[1]) for s in range(t + 1)) for t in layers]
+        ),
+    }
+    least = torch.stack([torch.stack([_least(one[layer]) for one in found]).mean() for layer in layers])
+    tensors["threshold"] = least[:, None].expand(tensors["b_enc"].shape)
+    for source in layers:
+        reached = [decoders[f"{source}->{target}"].weight.T for target in layers[source:]]
+        tensors[f"W_dec.{source}"] = torch.stack(reached, dim=1)
+    return tensors
+
+
+def _of_openmoss(model: nn.Module, held: list[Tensor]) -> dict[str, Tensor]:
+    layers = range(len(model.W_D))
+    norm = model.decoder_norm_per_feature()  # it ranks activations by what they write
+    found = [model.encode(inputs.transpose(0, 1)) * norm for inputs in held]
+    least = torch.stack([torch.stack([_least(one[:, layer]) for one in found]).mean() for layer in layers])
+    tensors = {
+        "W_enc": model.W_E.transpose(1, 2), "b_enc": model.b_E, "b_dec": torch.stack([*model.b_D]),
+        "threshold": least[:, None] / norm.clamp(min=1e-12),
+    }  # fmt: skip
+    for source in layers:
+        reached = [model.W_D[target][source] for target in layers[source:]]
+        tensors[f"W_dec.{source}"] = torch.stack(reached, dim=1)
+    return tensors
+
+
+def _bias(module: nn.Module, width: int) -> Tensor:
+    return torch.zeros(width) if module.bias_param is None else module.bias_param
+
+
+def _least(activations: Tensor) -> Tensor:
+    return activations[activations > 0].min()
+
+
+if __name__ == "__main__":
+    main()
