@@ -5,7 +5,7 @@ from graphs.compact import Compacted
 from graphs.comparisons import Comparison
 from graphs.dashboards import read_dashboards
 from graphs.errors import GraphError
-from graphs.graph import AttributionGraph, GraphInfo, NodeKind, logit_weights, subgraph
+from graphs.graph import AttributionGraph, GraphInfo, NodeKind, logit_weights, subgraph, without_edges
 from graphs.graphml import to_networkx, write_graphml
 from graphs.influence import (
     Scores,
@@ -60,6 +60,7 @@ __all__ = [
     "to_networkx",
     "validate_json",
     "with_unscaled_tokens",
+    "without_edges",
     "write_graphml",
     "write_json",
 ]

@@ -65,17 +65,21 @@ def save_comparison(folder: Path, about: Comparison, merged: Merged) -> None:
         _remove_stale(place, about.name, nonce)
 
 
-def delete_comparison(folder: Path, name: str) -> None:
-    """Remove the comparison of this name. Raises `GraphError` if there is none."""
+def check_comparison(folder: Path, name: str) -> None:
+    """Raise `GraphError` if there is no comparison of this name."""
     _check_name(name)
-    place = folder / "comparisons"
-    head = place / f"{name}.parquet"
-    if not head.exists():
+    if not (folder / "comparisons" / f"{name}.parquet").exists():
         known = [path.stem for path in _heads(folder)]
         hint = f"there are {some(known)}" if known else "none was saved yet"
         raise GraphError(f"there is no comparison {shown(name)} in {folder}; {hint}.")
+
+
+def delete_comparison(folder: Path, name: str) -> None:
+    """Remove the comparison of this name, if there is one."""
+    _check_name(name)
+    place = folder / "comparisons"
     with file_errors_as_graph_errors(f"delete comparison {name} from {folder}"), locked_folder(place):
-        head.unlink(missing_ok=True)  # first, so that what is left is no comparison
+        (place / f"{name}.parquet").unlink(missing_ok=True)  # first, so that what is left is no comparison
         for path in place.glob(f"{name}.*.*.parquet"):
             path.unlink(missing_ok=True)
 

@@ -20,8 +20,9 @@ _DESCRIPTION = "store.json"
 
 def check_folder(folder: Path) -> None:
     """Raise `GraphError` unless the folder is a store that this program reads, or nothing yet."""
-    if not folder.exists():
-        return
+    with file_errors_as_graph_errors(f"open {folder}"):
+        if not folder.exists():
+            return
     if not folder.is_dir():
         raise GraphError(f"{folder} is a file, not a folder of graphs; give another path.")
     if is_foreign(folder):

@@ -56,7 +56,7 @@ class GraphInfo:
     pruned_replacement_score: float | None = None
     pruned_completeness_score: float | None = None
     row_share: float = 1.0
-    """Share of Σ|input| of each target that its edges hold at least; the others' sum is part of its `remainder`."""
+    """Share of Σ|input| of each target that its edges held at least before pruning; the rest is in its `remainder`."""
     coverage: float = 1.0
     """1 − the largest share of a layer's influence that attribution left out."""
     skipped_influence: float = 0.0
@@ -182,16 +182,21 @@ def subgraph(
     """
     kept = np.flatnonzero(nodes[graph.source] & nodes[graph.target]) if edges is None else edges
     number = np.cumsum(nodes, dtype=np.int32) - 1
-    columns = {name: getattr(graph, name)[nodes] for name in NODE_COLUMNS}
-    lost = _lost(graph, nodes, kept)[nodes]
-    columns |= {name: columns[name] + lost for name in ("bias", "remainder")}
+    alone, lost = without_edges(graph, nodes), _lost(graph, nodes, kept)[nodes]
     return replace(
-        graph,
-        **columns,
+        alone,
+        bias=alone.bias + lost,
+        remainder=alone.remainder + lost,
         source=number[graph.source[kept]].astype(np.int32),
         target=number[graph.target[kept]].astype(np.int32),
         weight=graph.weight[kept],
     )
+
+
+def without_edges(graph: AttributionGraph, nodes: Bool[ndarray, "node"]) -> AttributionGraph:
+    """The chosen nodes as they are, and nothing between them."""
+    columns = {name: getattr(graph, name)[nodes] for name in NODE_COLUMNS}
+    return replace(graph, **columns, **{name: getattr(graph, name)[:0] for name in EDGE_COLUMNS})
 
 
 def _lost(

@@ -41,8 +41,11 @@ def graph_id_of(info: GraphInfo) -> str:
 def closest(text: str, known: Sequence[str]) -> list[str]:
     """The ids that begin as the text, or nearly so."""
     words = re.sub("-[0-9a-f]{8}$", "", text)  # digests are alike by chance only
-    beginnings = {graph_id[: len(words)]: graph_id for graph_id in reversed(known[:1000])}  # more would take seconds
-    return [beginnings[found] for found in difflib.get_close_matches(words, beginnings, n=3, cutoff=0.6)]
+    if not words or len(known) > 1000:  # of more, who waits for an error would wait for seconds
+        return []
+    beginnings = sorted({graph_id[: len(words)] for graph_id in known})
+    close = difflib.get_close_matches(words, beginnings, n=3, cutoff=0.6)
+    return [graph_id for beginning in close for graph_id in known if graph_id.startswith(beginning)]
 
 
 def slug(text: str) -> str:

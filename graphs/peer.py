@@ -31,4 +31,7 @@ def with_unscaled_tokens(graph: AttributionGraph, d_model: int) -> AttributionGr
     weight = np.where(from_token, graph.weight / d_model**0.5, graph.weight)
     influence = node_influence(graph.source, graph.target, weight, logit_weights(graph))
     influence = np.where(graph.kind == NodeKind.LOGIT, np.nan, influence)
-    return replace(graph, weight=weight, influence=influence, cumulative_influence=cumulative_share(influence))
+    return replace(
+        graph, weight=weight, influence=influence, cumulative_influence=cumulative_share(influence),
+        input_size=np.full(graph.n_nodes, np.nan),
+    )  # fmt: skip

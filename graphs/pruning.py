@@ -8,7 +8,7 @@ from numpy import ndarray
 
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind, logit_weights, subgraph
-from graphs.incoming import into, out_of
+from graphs.incoming import into, out_of, received
 from graphs.influence import always_kept, flow, influence_over, score, score_from
 
 
@@ -32,6 +32,7 @@ def prune(graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshol
     alive = np.sort(edges.as_given[keep_largest(flow(edges, weights), edge_threshold)])
 
     nodes, alive = _without_loose_ends(graph, nodes, alive)
+    graph = _with_input_size(graph)
     whole, pruned = score_from(graph, influence), score(graph, nodes)
     info = replace(
         graph.info,
@@ -41,6 +42,16 @@ def prune(graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshol
         pruned_completeness_score=pruned.completeness,
     )
     return replace(subgraph(graph, nodes, alive), info=info)
+
+
+def _with_input_size(graph: AttributionGraph) -> AttributionGraph:
+    """The graph, which is whole, with Σ|input| of its edges where that is not known otherwise."""
+    targets = graph.incoming.node
+    if not np.isnan(graph.input_size[targets]).any():
+        return graph
+    size = graph.input_size.copy()
+    size[targets] = np.fmax(size[targets], received(graph.incoming))
+    return replace(graph, input_size=size)
 
 
 def keep_largest(scores: Float[ndarray, "entry"], threshold: float) -> Bool[ndarray, "entry"]:

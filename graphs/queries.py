@@ -33,14 +33,16 @@ def read_query(folder: Path, name: str) -> str:
         raise GraphError(f"there is no readable query {shown(name)} in {folder}; {_known(folder)}.") from error
 
 
+def check_query(folder: Path, name: str) -> None:
+    """Raise `GraphError` if there is no query of this name."""
+    if not _path(folder, name).exists():
+        raise GraphError(f"there is no query {shown(name)} in {folder}; {_known(folder)}.")
+
+
 def delete_query(folder: Path, name: str) -> None:
-    """Remove the query of this name. Raises `GraphError` if there is none."""
-    path = _path(folder, name)
+    """Remove the query of this name, if there is one."""
     with file_errors_as_graph_errors(f"delete query {name} from {folder}"):
-        try:
-            path.unlink()
-        except FileNotFoundError as error:
-            raise GraphError(f"there is no query {shown(name)} in {folder}; {_known(folder)}.") from error
+        _path(folder, name).unlink(missing_ok=True)
 
 
 def query_names(folder: Path) -> list[str]:

@@ -9,8 +9,8 @@ from importlib.resources import files
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
-"""1: every graph in a folder of its own. 2: also many in one file, as `trace compact` makes them."""
+SCHEMA_VERSION = 3
+"""1: every graph in a folder of its own. 2: also many in one file, as `trace compact` makes them. 3: `input_size`."""
 LATER_COLUMNS: dict[str, dict[str, float | tuple | None]] = {
     "graphs": {"row_share": 1.0, "tags": ()},
     "nodes": {"remainder": None, "input_size": None, "reached_from": None, "reaches_answer": None},

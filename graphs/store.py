@@ -12,7 +12,7 @@ queries/<name>.sql           SQL that was saved by name
 import builtins
 import os
 import shutil
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from graphs.additions import ADDITIONS, added_files, fitted, write_rows
 from graphs.annotations import NOTHING, Annotations, read_annotations, supernode_table, write_annotations
 from graphs.columns import info_from_row, infos_from_table
 from graphs.compact import Compacted, compact_folder, mark_deleted
-from graphs.comparisons import Comparison, comparison_contents, delete_comparison, save_comparison
+from graphs.comparisons import Comparison, check_comparison, comparison_contents, delete_comparison, save_comparison
 from graphs.content import UNLIMITED, Content, Limits
 from graphs.description import check_folder, check_is_store, check_writable, create_folder
 from graphs.errors import GraphError
@@ -35,7 +35,7 @@ from graphs.graph import AttributionGraph, GraphInfo
 from graphs.merge import Merged
 from graphs.names import check_graph_id, closest, digest, graph_id_of, is_graph_id, one_line, shown, slug, some
 from graphs.packs import DELETED, PACKS, Pack, deleted_versions, hidden_graphs, read_packed, read_packs, without
-from graphs.queries import delete_query, query_names, read_query, write_query
+from graphs.queries import check_query, delete_query, query_names, read_query, write_query
 from graphs.schema import tables
 from graphs.side_files import DamagedFile, damaged_files
 
@@ -237,9 +237,17 @@ class GraphStore:
         create_folder(self.folder)
         save_comparison(self.folder, about, merged)
 
-    def delete_comparison(self, name: str) -> None:
-        """Remove a comparison. Raises `GraphError` if there is none of this name."""
-        delete_comparison(self.folder, name)
+    def delete_saved(self, comparisons: Sequence[str] = (), queries: Sequence[str] = ()) -> None:
+        """Remove comparisons and SQL by name. Raises `GraphError`, and removes nothing, if one is not there."""
+        check_writable(self.folder)
+        for name in comparisons:
+            check_comparison(self.folder, name)
+        for name in queries:
+            check_query(self.folder, name)
+        for name in comparisons:
+            delete_comparison(self.folder, name)
+        for name in queries:
+            delete_query(self.folder, name)
 
     def has_features(self, transcoder: str) -> bool:
         """Whether the store knows the features of this transcoder."""
@@ -264,10 +272,6 @@ class GraphStore:
     def saved_query(self, name: str) -> str:
         """The SQL that was saved under this name. Raises `GraphError` if there is none."""
         return read_query(self.folder, name)
-
-    def delete_query(self, name: str) -> None:
-        """Remove saved SQL. Raises `GraphError` if there is none of this name."""
-        delete_query(self.folder, name)
 
     def saved_query_names(self) -> "builtins.list[str]":
         """The names of all saved SQL."""

@@ -28,6 +28,10 @@ def examples(name: str) -> list[tuple[list[str], str]]:
     return [(shlex.split(match[1]), match[2].strip()) for match in found if match]
 
 
+def test_all_examples_are_found():
+    assert [len(examples(name)) for name in ("more examples", "sql example")] == [5, 2]
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
     """A folder with the graphs that the README's queries are about."""

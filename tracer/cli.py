@@ -197,15 +197,13 @@ def remove(graph_ids: tuple[str, ...], comparisons: tuple[str, ...], queries: tu
         raise click.UsageError("nothing was named; give the id of a graph, --comparison NAME or --query NAME.")
     folder = existing_store(store)
     damaged = {graph.graph_id for graph in folder.damaged()}
-    chosen = [text if text in damaged else folder.resolve(text) for text in graph_ids]  # all exist, or none is deleted
-    for delete, names in (
-        (folder.delete, chosen),
-        (folder.delete_comparison, comparisons),
-        (folder.delete_query, queries),
-    ):
-        for name in dict.fromkeys(names):
-            delete(name)
-            click.echo(f"deleted {name}", err=True)
+    chosen = [text if text in damaged else folder.resolve(text) for text in graph_ids]
+    # now all graphs are known to exist, and the rest is checked first, or else nothing is deleted
+    folder.delete_saved(comparisons, queries)
+    for graph_id in dict.fromkeys(chosen):
+        folder.delete(graph_id)
+    for name in (*comparisons, *queries, *dict.fromkeys(chosen)):
+        click.echo(f"deleted {name}", err=True)
 
 
 @cli.command("compact")

@@ -45,7 +45,7 @@ class Rows:
     """With `remainder`: row and bias add up to the target's value."""
     remainder: Float[Tensor, " row"]
     """Sum of the entries that were left out as too small."""
-    size: Float64[Tensor, " row"]
+    input_size: Float64[Tensor, " row"]
     """Σ|row|, of all entries."""
     row_share: float
     """Share of Σ|row| that each row's entries hold at least."""
@@ -143,7 +143,7 @@ class _Part:
     effect: Float[Tensor, " entry"]
     bias: Float[Tensor, " row"]
     remainder: Float[Tensor, " row"]
-    size: Float64[Tensor, " row"]
+    input_size: Float64[Tensor, " row"]
 
 
 class _Blocks:
@@ -222,8 +222,8 @@ class _Found:
         self._parts.sort(key=lambda part: part.place)
         target = torch.cat([part.target for part in self._parts])
         start = torch.nn.functional.pad(torch.cat([part.count for part in self._parts]).cumsum(0), (1, 0))
-        bias, remainder, size = (
-            torch.cat([getattr(part, name) for part in self._parts]) for name in ("bias", "remainder", "size")
+        bias, remainder, input_size = (
+            torch.cat([getattr(part, name) for part in self._parts]) for name in ("bias", "remainder", "input_size")
         )
         source = torch.empty(int(start[-1]), dtype=torch.int32)
         end = 0
@@ -234,7 +234,7 @@ class _Found:
         effect = torch.cat([part.effect for part in self._parts])
         self._parts.clear()
         return Rows(
-            target, start, source, effect, bias, remainder, size, self._row_share, self.influence, coverage,
+            target, start, source, effect, bias, remainder, input_size, self._row_share, self.influence, coverage,
             skipped_influence, float(self._conservation_error), self._sources.logits_error,
         )  # fmt: skip
 

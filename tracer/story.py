@@ -44,7 +44,7 @@ def routes(graph: AttributionGraph, target: int, n: int) -> list[Route]:
     """The n strongest routes; neighbouring features of one name at one word are one step."""
     shares: dict[tuple[str, ...], float] = {}
     counts: dict[tuple[str, ...], int] = {}
-    places = _places(graph.info.words)
+    places = _places(graph.info)
     for path in feature_paths(graph, target, N_CANDIDATES):
         steps = _steps(graph, path.nodes, places)
         shares[steps] = shares.get(steps, 0.0) + path.weight
@@ -62,8 +62,8 @@ def target_name(graph: AttributionGraph, node: int) -> str:
 
 
 def place_text(info: GraphInfo, position: int) -> str:
-    """The word at a place of the prompt, or the special token."""
-    return info.words[position] or info.tokens[position].strip()
+    """The word at a place of the prompt, numbered if the prompt had it before ("Mary (2nd)"), or the special token."""
+    return _places(info)[position] or info.tokens[position].strip()
 
 
 def target_record(graph: AttributionGraph, node: int) -> dict:
@@ -89,7 +89,8 @@ def _steps(graph: AttributionGraph, nodes: tuple[int, ...], places: list[str]) -
     steps: list[str] = []
     previous = None
     for node in nodes:
-        word = places[graph.position[node]] if graph.kind[node] != NodeKind.LOGIT else ""
+        position = int(graph.position[node])
+        word = places[position] if position >= 0 and graph.kind[node] != NodeKind.LOGIT else str(graph.word[node])
         name = word if graph.kind[node] == NodeKind.TOKEN else _name(graph, node)
         if (name, word) == previous:
             continue
@@ -104,14 +105,16 @@ def _name(graph: AttributionGraph, node: int) -> str:
     return target_name(graph, node)
 
 
-def _places(words: tuple[str, ...]) -> list[str]:
-    """The word at each place, numbered if the prompt had it before: "Mary (2nd)"."""
+def _places(info: GraphInfo) -> list[str]:
     met: Counter[str] = Counter()
-    numbers = []
-    for place, word in enumerate(words):
-        met[word] += place == 0 or words[place - 1] != word  # tokens of one word stand side by side
-        numbers.append(met[word])
-    return [f"{word} ({_ordinal(n)})" if word and n > 1 else word for word, n in zip(words, numbers, strict=True)]
+    names, last, so_far = [], "", ""
+    for word, token in zip(info.words, info.tokens, strict=True):
+        if word != last or so_far == word:  # or else it is a further token of the same word
+            met[word] += 1
+            so_far = ""
+        last, so_far = word, so_far + token.strip().removeprefix("##")
+        names.append(f"{word} ({_ordinal(met[word])})" if word and met[word] > 1 else word)
+    return names
 
 
 def _ordinal(number: int) -> str:

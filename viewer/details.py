@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 from numpy import ndarray
 
-from graphs import AttributionGraph, DamagedGraph, GraphStore, NodeKind, subgraph
+from graphs import AttributionGraph, DamagedGraph, GraphStore, NodeKind, without_edges
 from graphs.influence import whole_input_share
 from viewer.elements import (
     backbone,
@@ -93,7 +93,7 @@ def graph_details(graph: AttributionGraph) -> dict:
     Of a graph too large to draw only the most important nodes, and the edges between them.
     """
     drawn = drawn_nodes(graph)
-    picture = subgraph(graph, drawn, np.zeros(0, np.int64))
+    picture = without_edges(graph, drawn)
     placed, share = layout(picture), whole_input_share(graph)
     reached = graph.cumulative_influence[np.isfinite(graph.cumulative_influence)]
     return {

@@ -32,6 +32,8 @@ from transcoders import load, save
 
 FIRST_ROUND = "first round"
 """Folder of the language model between the two rounds of its training."""
+SECONDS = "seconds.json"
+"""In that folder: how long it took."""
 OUTPUT = Path(__file__).parents[2] / "tracer" / "lab"
 
 
@@ -70,9 +72,10 @@ def _train_first(world: World, asked: list[Question], output: Path, steps: int) 
     tokenizer = build_tokenizer(world, asked)
     shape = LanguageModelConfig(round=replace(LanguageModelConfig.round, steps=steps))
     model = train_language_model(asked, tokenizer, shape, log_progress(world, asked, tokenizer))
-    (output / "words.txt").write_text("\n".join(known_words(world, asked)) + "\n", encoding="utf-8")
-    _write(output / "card.json", {"build": _circumstances() | {"seconds": {"first round": time.time() - start}}})
-    _save_model(model, tokenizer, output / FIRST_ROUND)
+    unfinished = output / f"{FIRST_ROUND}.unfinished"
+    _save_model(model, tokenizer, unfinished)
+    _write(unfinished / SECONDS, {"first round": time.time() - start})
+    unfinished.rename(output / FIRST_ROUND)
 
 
 def _train_both(world: World, asked: list[Question], output: Path, joint_steps: int, transcoder_steps: int) -> None:
@@ -87,7 +90,8 @@ def _train_both(world: World, asked: list[Question], output: Path, joint_steps: 
     lab = measure.Lab(world, asked, *measure.load_model(str(output / "model")))
     transcoder = finish_transcoder(lab, transcoder, replace(FINISH, steps=transcoder_steps))
     save(transcoder, output / "transcoder", dtype=torch.float16)
-    seconds = _build_of(output)["seconds"]
+    (output / "words.txt").write_text("\n".join(known_words(world, asked)) + "\n", encoding="utf-8")
+    seconds = json.loads((output / FIRST_ROUND / SECONDS).read_text(encoding="utf-8"))
     seconds |= {"both together": together, "transcoder alone": time.time() - start - together}
     _write(output / "card.json", {"build": _circumstances() | {"seconds": seconds}})
 

@@ -2,6 +2,6 @@
 -- Example: SELECT graph_id, token, probability FROM logits ORDER BY probability DESC
 CREATE VIEW logits AS
 SELECT graph_id, node, layer, position, feature, token_id, token, word, pre_activation, bias, remainder,
-    probability, reached_from
+    input_size, probability, reached_from
 FROM nodes
 WHERE kind = 'logit';

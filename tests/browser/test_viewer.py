@@ -117,6 +117,7 @@ def test_a_reader_explores_a_graph(visit, address, graphs, number):
     _click(page, node)
     page.wait_for_selector("#promoted")
     _assert_lists_neighbours(page, graph, node)
+    assert "not in this graph 20" in page.locator("#panel").inner_text()
     assert _inside(page.locator("#promoted").inner_text(), "Austin", "+1.50")
     assert _inside(page.locator("#suppressed").inner_text(), "the", "−0.750")
     assert page.locator(".examples li").count() == 1

@@ -105,7 +105,8 @@ def _random_graph(
         pre_activation=np.where(is_target, random.normal(size=len(kind)), np.nan),
         bias=np.where(is_target, random.normal(size=len(kind)), np.nan),
         remainder=np.where(is_target, 0, np.nan),
-        input_size=np.where(received > 0, 1.25 * received, np.nan),  # some of it is no edge
+        # some of it is no edge; of every fifth target it is unknown
+        input_size=np.where((received > 0) & (np.arange(len(kind)) % 5 > 0), 1.25 * received, np.nan),
         influence=influence,
         cumulative_influence=cumulative_share(influence),
         probability=probability,

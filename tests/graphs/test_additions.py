@@ -84,12 +84,13 @@ def test_queries_are_saved_by_name(store):
     assert store.saved_query("all") == "FROM nodes\n"
     with pytest.raises(GraphError, match=r"there is no readable query 'some' in .*; saved are Edges-2, all"):
         store.saved_query("some")
-    store.delete_query("all")
+    store.delete_saved(queries=["all"])
     assert store.saved_query_names() == ["Edges-2"]
     with pytest.raises(GraphError, match=r"there is no query 'all' in .*; saved are Edges-2\.$"):
-        store.delete_query("all")
+        store.delete_saved(queries=["Edges-2", "all"])
     with pytest.raises(GraphError, match="is no name for a query"):
-        store.delete_query("../store")
+        store.delete_saved(queries=["../store"])
+    assert store.saved_query_names() == ["Edges-2"]
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a/b", ".x", "a" * 65, "a\0", "a b", "ü"])

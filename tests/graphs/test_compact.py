@@ -356,7 +356,7 @@ def test_a_store_of_version_1_opens_and_is_one_of_version_2_once_it_is_written_t
     assert json.loads(description.read_text())["schema_version"] == 1
     write(old)
     assert len(old.list()) == 3
-    assert json.loads(description.read_text())["schema_version"] == 2
+    assert json.loads(description.read_text())["schema_version"] == 3
 
 
 def test_compaction_gives_graphs_of_version_1_their_later_columns(store, graphs):

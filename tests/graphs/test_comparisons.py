@@ -65,14 +65,15 @@ def test_what_is_no_name_never_becomes_a_path(store, random_graph, name):
 def test_a_deleted_comparison_leaves_nothing(store, random_graph):
     for name in ("pair", "other"):
         store.save_comparison(about(name), merge_graphs([random_graph(0), random_graph(1)]))
-    store.delete_comparison("pair")
+    store.delete_saved(["pair"])
     for table in ("comparisons", "comparison_nodes", "comparison_edges"):
         assert store.sql(f"SELECT DISTINCT comparison FROM {table}").to_pylist() == [{"comparison": "other"}]
     assert not list((store.folder / "comparisons").glob("pair*"))
     with pytest.raises(GraphError, match=r"there is no comparison 'pair' in .*; there are other\.$"):
-        store.delete_comparison("pair")
+        store.delete_saved(["other", "pair"])
+    assert store.sql("SELECT comparison FROM comparisons").to_pylist() == [{"comparison": "other"}]
     with pytest.raises(GraphError, match="is no name"):
-        store.delete_comparison("../store")
+        store.delete_saved(["../store"])
 
 
 # what people add to a graph

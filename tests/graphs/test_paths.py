@@ -17,7 +17,9 @@ def all_paths(graph, share, node, target, allowed):
 
 
 def shares(graph):
-    return np.abs(graph.weight) / graph.input_size[graph.target]
+    kept = np.bincount(graph.target, np.abs(graph.weight), graph.n_nodes)
+    whole = np.where(np.isnan(graph.input_size), kept, graph.input_size)
+    return np.abs(graph.weight) / whole[graph.target]
 
 
 def test_a_path_is_as_strong_as_its_part_of_all_that_was_put_in_not_only_of_what_was_kept(make_graph):

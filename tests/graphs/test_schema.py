@@ -18,7 +18,7 @@ def test_the_public_tables_are_these():
         "comparison_nodes",
         "comparison_edges",
     ]
-    assert schema.SCHEMA_VERSION == 2
+    assert schema.SCHEMA_VERSION == 3
 
 
 @pytest.mark.parametrize("table", schema.tables())

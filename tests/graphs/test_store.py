@@ -231,7 +231,7 @@ def test_the_first_save_says_what_the_folder_is(tmp_path, make_graph):
     GraphStore(tmp_path / "store").save(make_graph("tl", []))
     assert json.loads((tmp_path / "store" / "store.json").read_text()) == {
         "format": "clt-tracer store",
-        "schema_version": 2,
+        "schema_version": 3,
     }
 
 
@@ -254,8 +254,8 @@ def test_folders_of_others_are_refused(tmp_path, make_graph):
     ("description", "message"),
     [
         (
-            '{"format": "clt-tracer store", "schema_version": 3}',
-            "schema version 3, and this program .* up to 2; upgrade",
+            '{"format": "clt-tracer store", "schema_version": 4}',
+            "schema version 4, and this program .* up to 3; upgrade",
         ),
         (
             '{"format": "photos", "schema_version": 1}',

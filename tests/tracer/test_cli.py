@@ -314,7 +314,7 @@ def test_a_store_without_permission_is_refused_before_the_work(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("after", [0.15, 0.5, pytest.param(2.0, marks=pytest.mark.slow), 3.5])
+@pytest.mark.parametrize("after", [0.3, 0.5, pytest.param(2.0, marks=pytest.mark.slow), 3.5])
 def test_an_interrupted_trace_leaves_nothing_half_written(tmp_path, number, after):
     process = subprocess.Popen(
         [*TRACE, DALLAS, "--coverage", "1", "--no-prune"], cwd=tmp_path, env=ENVIRONMENT, text=True,

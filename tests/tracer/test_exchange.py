@@ -155,6 +155,8 @@ def test_graphs_are_compared_merged_and_shaken(store):
     assert [tuple(row.values())[1:] for row in rows] == [("diff", 2), ("merge", 3), ("stability", 2)]
     assert [row["comparison"] for row in rows[:2]] == ["pair", "all"]
     assert "was given twice" in refused(run("diff", two[0], two[0], folder=store))
+    assert "no comparison 'x' in" in refused(run("rm", two[0], "--comparison", "x", folder=store))
+    assert run("show", two[0], folder=store).returncode == 0  # nothing was deleted
     assert run("rm", "--comparison", "pair", folder=store).stderr == "deleted pair\n"
     assert "there is no comparison 'pair' in" in refused(run("rm", "--comparison", "pair", folder=store))
     assert "nothing was named; give the id of a graph" in refused(run("rm", folder=store))

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from graphs import NodeKind
+from tests.graphs.conftest import _make_info
 from tests.tracer.test_targets import an_active_feature
 from tracer.attribution import attribute
-from tracer.story import _ordinal, _places, feature_paths, routes, target_name, target_record, told_targets
+from tracer.story import _ordinal, feature_paths, place_text, routes, target_name, target_record, told_targets
 from tracer.targets import difference_target, direction_target, feature_target, join, token_targets
 
 
@@ -32,8 +33,12 @@ def test_at_most_three_targets_of_much_weight_are_told(graph):
 
 
 def test_words_that_a_prompt_has_twice_are_numbered():
-    words = ("", "Mary", "and", "Mary", "Mary", "gave", "and")  # the third Mary is two tokens
-    assert _places(words) == ["", "Mary", "and", "Mary (2nd)", "Mary (2nd)", "gave", "and (2nd)"]
+    info = _make_info(
+        "Mary and Mary that that and", tokens=("<bos>", " Mary", " and", " M", "##ary", " that", " that", " and"),
+        words=("", "Mary", "and", "Mary", "Mary", "that", "that", "and"), token_ids=(0, 1, 2, 3, 4, 5, 5, 2),
+    )  # fmt: skip
+    told = ["<bos>", "Mary", "and", "Mary (2nd)", "Mary (2nd)", "that", "that (2nd)", "and (2nd)"]
+    assert [place_text(info, place) for place in range(8)] == told
     assert [_ordinal(n) for n in (3, 4, 11, 12, 21, 102, 111)] == [
         "3rd",
         "4th",

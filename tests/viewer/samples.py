@@ -38,6 +38,7 @@ def make_graph(
     weight = np.random.default_rng(0).normal(size=len(ends))
     probability = np.where(is_logit, np.where(token_id == 100, 0.75, 0.125), np.nan)
     influence = np.where(is_logit, np.nan, node_influence(source, target, weight, np.nan_to_num(probability)))
+    received = np.bincount(target, np.abs(weight), minlength=len(rows))
     token = np.array([words[p] for p in position], dtype=object)
     token[is_logit] = [answer, " Dallas"]
     return AttributionGraph(
@@ -66,7 +67,7 @@ def make_graph(
         pre_activation=np.where(is_feature | is_logit, 1.75, np.nan),
         bias=np.full(len(rows), np.nan),
         remainder=np.full(len(rows), np.nan),
-        input_size=np.full(len(rows), np.nan),
+        input_size=np.where(received > 0, 1.25 * received, np.nan),  # a fifth of it is no edge
         influence=influence,
         cumulative_influence=cumulative_share(influence),
         probability=probability,

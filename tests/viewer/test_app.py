@@ -93,7 +93,8 @@ def test_a_node_comes_with_its_edges_and_its_features_record(client, store, grap
     answer = client.get(f"/api/graphs/{graph_id}/nodes/{node}").json
     assert {entry["node"] for entry in answer["incoming"]} == set(graph.source[graph.target == node].tolist())
     assert {entry["node"] for entry in answer["outgoing"]} == set(graph.target[graph.source == node].tolist())
-    assert sum(entry["share"] for entry in answer["incoming"]) == pytest.approx(1.0)
+    assert sum(entry["share"] for entry in answer["incoming"]) == pytest.approx(0.8)  # of the whole input
+    assert sum(answer["input_by_kind"].values()) == pytest.approx(0.8)
     shares = [entry["share"] for entry in answer["incoming"]]
     assert shares == sorted(shares, reverse=True)
     assert answer["record"]["label_source"] == "fires on"
