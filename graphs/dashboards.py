@@ -40,6 +40,8 @@ _OPTIONAL = {
     "act_max": or_null(NUMBER),
     "activation_frequency": or_null(NUMBER),
     "histogram": LIST,
+    "label": or_null(TEXT),
+    "clerp": or_null(TEXT),
 }
 _EXAMPLE = {"tokens": TEXTS, "tokens_acts_list": LIST}
 _BATCH = 2_000
@@ -95,6 +97,8 @@ def _index(folder: Path) -> list[tuple[Path, list[int]]]:
 
 def _rows(path: Path, offsets: list[int], transcoder: str, layer: int) -> Iterator[dict[str, Any]]:
     """The features of one layer; where two offsets are equal there is none."""
+    if offsets and offsets[-1] > path.stat().st_size:
+        raise GraphError(f"{path} ends before its last feature does; fetch the file again.")
     with path.open("rb") as file:
         for number, (start, end) in enumerate(pairwise(offsets)):
             if end == start:
@@ -139,12 +143,18 @@ def _row(where: str, record: object, transcoder: str, layer: int, feature: int) 
         "top_logits": [{"token": token, "value": None} for token in found.get("top_logits", [])],
         "bottom_logits": [{"token": token, "value": None} for token in found.get("bottom_logits", [])],
         "examples": list(unique.values()),
-        "histogram": [int(count) for count in found.get("histogram", []) if is_number(count)],
-        "label": label if isinstance(label, str) else None,
-        "label_source": "dashboard" if isinstance(label, str) else None,
+        "histogram": [_count(where, count) for count in found.get("histogram", [])],
+        "label": label,
+        "label_source": None if label is None else "dashboard",
         "label_precision": None,
         "label_recall": None,
     }
+
+
+def _count(where: str, value: object) -> int:
+    if not is_number(value) or not 0 <= float(value) < 2**63:  # type: ignore[arg-type]
+        raise GraphError(f"{where}: histogram holds {shown(value)}; expected counts of tokens; fetch the file again.")
+    return int(value)  # type: ignore[call-overload]
 
 
 def _example(where: str, value: object) -> dict[str, Any]:
@@ -154,6 +164,11 @@ def _example(where: str, value: object) -> dict[str, Any]:
         raise GraphError(f"{where}: an example has not one finite activation per token; fetch the file again.")
     strongest = max(range(len(activations)), key=activations.__getitem__, default=0)
     position = int(found.get("train_token_ind", strongest))
+    if not 0 <= position < max(1, len(activations)):
+        raise GraphError(
+            f"{where}: train_token_ind of an example is {shown(position)}, and it has {len(activations)} tokens; "
+            "fetch the file again."
+        )
     return {"tokens": found["tokens"], "activations": [float(value) for value in activations], "position": position}
 
 

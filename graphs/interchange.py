@@ -31,7 +31,7 @@ from graphs.interchange_metadata import (
     metadata_record,
     read_annotations,
 )
-from graphs.interchange_nodes import OURS, ROUNDING, Nodes, logit_text, node_ids, node_records
+from graphs.interchange_nodes import MOST_LAYERS, OURS, ROUNDING, Nodes, logit_text, node_ids, node_records
 from graphs.interchange_text import ignore, members
 
 MOST_NODES = 2_000_000
@@ -196,8 +196,9 @@ def _n_layers(record: Mapping[str, Any], nodes: Nodes) -> int:
         raise GraphError(f"the layers of logits are {logits.min()} and {logits.max()}; expected one for all.")
     if len(logits) and logits[0] < above:
         raise GraphError(f"the logits are in layer {logits[0]}, below the last layer {above - 1} of features.")
-    if OURS in record and isinstance(record[OURS].get("n_layers"), int):
-        return int(record[OURS]["n_layers"])
+    ours = record[OURS].get("n_layers") if OURS in record else None
+    if isinstance(ours, int) and 0 <= ours <= MOST_LAYERS:  # of another the metadata say what is wrong
+        return ours
     return max(above, int(logits[0]) - 1 if len(logits) else 0)
 
 

@@ -48,6 +48,11 @@ class Kind(NamedTuple):
 TEXT = Kind("a text", is_text)
 NUMBER = Kind("a finite number", is_number)
 WHOLE = Kind("a whole number", is_whole)
+NUMBER_OR_NONE = Kind(
+    "a whole number from -1 to 2147483647",
+    lambda value: is_whole(value) and -1 <= value < 2**31,  # type: ignore[operator]
+)
+SIZE = Kind("a number of 0 or more", lambda value: is_number(value) and value >= 0)  # type: ignore[operator]
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXTS = Kind("a list of texts", is_texts)
 NAMED_TEXTS = Kind("an object of texts", is_named_texts)

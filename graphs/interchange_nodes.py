@@ -16,6 +16,8 @@ from graphs.interchange_fields import (
     FLAG,
     LAYER,
     NUMBER,
+    NUMBER_OR_NONE,
+    SIZE,
     TEXT,
     WHOLE,
     check_field,
@@ -61,7 +63,8 @@ _OUR_WHOLES = ("layer", "feature", "token_id")
 _OUR_TEXTS = ("token", "word", "label")
 _OUR_FIELDS = {
     **dict.fromkeys(_OUR_NUMBERS, or_null(NUMBER)),
-    **dict.fromkeys(_OUR_WHOLES, WHOLE),
+    "input_size": or_null(SIZE),
+    **dict.fromkeys(_OUR_WHOLES, NUMBER_OR_NONE),
     **dict.fromkeys(_OUR_TEXTS, TEXT),
 }
 _LOGIT_TEXT = re.compile(r'Output "(.*)" \(p=([0-9.eE+-]+)\)', re.DOTALL)

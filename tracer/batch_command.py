@@ -113,11 +113,11 @@ def _run(
 
     counts = {status: 0 for status in Status}
     start = time.perf_counter()
-    with _writing(failures):
-        failures.unlink(missing_ok=True)  # of the run before
     try:
         with closing(outcomes), _progress(n_rows) as advance:
             for outcome in outcomes:
+                if not any(counts.values()):
+                    _remove(failures)  # of the run before, now that this one has begun
                 counts[outcome.status] += 1
                 if outcome.status == Status.FAILED:
                     _note(outcome, failures)
@@ -136,6 +136,11 @@ def _run(
 def _failures_path(store: "GraphStore") -> Path:
     folder = store.folder.resolve()
     return folder.with_name(f"{folder.name}.failed.jsonl")
+
+
+def _remove(failures: Path) -> None:
+    with _writing(failures):
+        failures.unlink(missing_ok=True)
 
 
 def _note(outcome: "Outcome", failures: Path) -> None:

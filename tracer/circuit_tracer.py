@@ -7,6 +7,7 @@ anything else that it names is refused.
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +20,12 @@ from numpy import ndarray
 from graphs import AttributionGraph, GraphInfo, NodeKind
 from graphs.interchange import with_influence
 from graphs.interchange_metadata import words_of
+from graphs.interchange_nodes import MOST_LAYERS
 from tracer.errors import TraceError
 
 _UNKNOWN = ("pre_activation", "bias", "remainder", "input_size", "influence", "cumulative_influence")
+MOST_NUMBERS = 2**31 - 1
+ROUNDING = 1e-5
 _AXES = {
     "adjacency_matrix": 2,
     "active_features": 2,
@@ -60,7 +64,7 @@ def read_circuit_tracer_graph(path: Path, token_text: Callable[[int], str] = "#{
     tensors = {name: _tensor(path, name, saved.get(name), n_axes) for name, n_axes in _AXES.items()}
     settings = getattr(saved.get("cfg"), "__dict__", {})
     n_layers = settings.get("n_layers")
-    if not isinstance(n_layers, int) or n_layers < 1:
+    if not isinstance(n_layers, int) or isinstance(n_layers, bool) or not 1 <= n_layers <= MOST_LAYERS:
         raise TraceError(f"{path} does not say how many layers the model has; export it as JSON with circuit-tracer.")
     columns = _columns(path, tensors, _targets(path, saved, token_text), n_layers)
     order = np.lexsort((np.arange(len(columns["kind"])), columns["kind"], columns["layer"]))
@@ -78,7 +82,8 @@ def read_circuit_tracer_graph(path: Path, token_text: Callable[[int], str] = "#{
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        with torch.serialization.safe_globals(_STANDINS):  # type: ignore[arg-type]
+        with torch.serialization.safe_globals(_STANDINS), warnings.catch_warnings():  # type: ignore[arg-type]
+            warnings.simplefilter("ignore", UserWarning)  # of old protocols, which are refused if they must be
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search("GLOBAL (\\S+)", str(error))
@@ -96,7 +101,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _tensor(path: Path, name: str, value: object, n_axes: int) -> ndarray:
-    if not isinstance(value, torch.Tensor) or value.dim() != n_axes or value.is_sparse:
+    if not isinstance(value, torch.Tensor) or value.dim() != n_axes or value.is_sparse or value.is_complex():
         raise TraceError(f"{path} has no {name} of {n_axes} axes; it is no graph of circuit-tracer.")
     # a tensor may claim to be larger than what is saved of it
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
@@ -124,6 +129,8 @@ def _columns(
 ) -> dict[str, ndarray]:
     """The nodes in the order of the matrix: features, errors layer by layer, tokens, logits."""
     active, selected, tokens = (tensors[name] for name in ("active_features", "selected_features", "input_tokens"))
+    if not len(tokens):
+        raise TraceError(f"{path} has no input_tokens; it is no graph of circuit-tracer.")
     counts = (len(selected), n_layers * len(tokens), len(tokens), len(targets))
     if active.shape[1] != 3 or tensors["adjacency_matrix"].shape != (sum(counts), sum(counts)):
         raise TraceError(f"{path}: the matrix is not of {sum(counts)} nodes, as its features, tokens and logits are.")
@@ -132,6 +139,15 @@ def _columns(
     if len(tensors["logit_probabilities"]) != len(targets):
         raise TraceError(f"{path}: there are not as many logit_probabilities as logit_targets; save the graph again.")
     feature = active[selected]
+    for name, values, most in (
+        ("a layer", feature[:, 0], n_layers - 1), ("a position", feature[:, 1], len(tokens) - 1),
+        ("a feature's number", feature[:, 2], MOST_NUMBERS), ("a token's number", tokens, MOST_NUMBERS),
+        ("a target's number", np.array([number for _, number in targets], object), MOST_NUMBERS),
+        ("a probability", tensors["logit_probabilities"], 1 + ROUNDING),
+    ):  # fmt: skip
+        outside = values[~((values >= 0) & (values <= most))]  # also what is no number
+        if len(outside):
+            raise TraceError(f"{path}: {name} is {outside[0]}; expected 0 to {most:g}; save the graph again.")
     places, last = np.arange(len(tokens)), np.full(len(targets), len(tokens) - 1)
     none, nan = np.full(sum(counts), -1), np.full(sum(counts), np.nan)
     parts = {

@@ -28,6 +28,8 @@ class Row:
     """"" where the file has none."""
     tags: tuple[tuple[str, str], ...] = ()
     """Names and values of the other columns, as text; a column without a value here is left out."""
+    problem: str = ""
+    """Why there is no prompt, where it is not just lacking."""
 
 
 _Record = tuple[int, dict[str, Any]]
@@ -39,20 +41,25 @@ def read_prompts(path: Path, column: str | None = None, *, limit: int | None = N
 
     In a text file blank lines are no prompts.
     """
-    records = _read(path)
+    records = _read(path)[:limit]
     if not records:
         raise TraceError(f"{path} holds no prompts; give text with a prompt a line, CSV, JSONL or Parquet.")
     name = _column(path, records, column)
-    return [
-        Row(number, values.get(name) or "", _tags(path, number, values, name)) for number, values in records[:limit]
-    ]
+    return [_row(path, number, values, name) for number, values in records]
+
+
+def _row(path: Path, number: int, values: dict[str, Any], name: str) -> Row:
+    prompt, tags = values.get(name), _tags(path, number, values, name)
+    if isinstance(prompt, str | None):
+        return Row(number, prompt or "", tags)
+    return Row(number, "", tags, f"the prompt is no text, but {str(prompt)[:40]!r}; write it as text.")
 
 
 def distinct(rows: Iterable[Row]) -> list[Row]:
-    """The first row of each prompt."""
-    first: dict[str, Row] = {}
+    """The first row of each prompt, and every row without one: each of them is a failure of its own."""
+    first: dict[str | int, Row] = {}
     for row in rows:
-        first.setdefault(row.prompt, row)
+        first.setdefault(row.prompt or row.number, row)
     return list(first.values())
 
 
@@ -136,7 +143,7 @@ def _column(path: Path, records: list[_Record], asked: str | None) -> str:
     name = asked or (DEFAULT_COLUMN if DEFAULT_COLUMN in values else texts[0])
     if name not in values:
         raise TraceError(f"{path} has no column {name!r}; it has {_some(list(values)) or 'none'}.")
-    if name not in texts:
+    if not any(isinstance(value, str) for value in values[name]):
         other = next((value for value in values[name] if not isinstance(value, str | None)), None)
         raise TraceError(
             f"column {name!r} of {path} is no text, it holds {str(other)[:40]!r}; name another with --column."

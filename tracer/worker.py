@@ -33,6 +33,8 @@ class Worker:
             return Outcome(row, Status.FAILED, str(error), os.getpid())
 
     def _trace(self, row: Row) -> Status:
+        if row.problem:
+            raise TraceError(row.problem)
         self.loaded.check(row.prompt)
         replacement = self.loaded.replacement
         asked = question(replacement.tokenize(row.prompt), replacement.origin, replacement.transcoder.config.n_layers)

@@ -1,6 +1,6 @@
 -- Two graphs node by node, aligned from the ends of their prompts: what only one has, and what both have with both
 -- values. `place` is the position counted from the end, where the last token is -1. Features are the same by layer,
--- number and place, errors by layer and place, tokens by place, logits by their token: its number, too, if it has one.
+-- number, place and transcoder, errors by layer and place, tokens by place, logits by their token: its number, too, if it has one.
 -- Example: FROM diff($graph, $other) WHERE kind = 'feature'
 CREATE MACRO diff(a, b) AS TABLE
 WITH sides AS MATERIALIZED (
@@ -10,6 +10,10 @@ WITH sides AS MATERIALIZED (
             WHEN 'logit' THEN format(
                 'logit {} {} {} {} {}', coalesce(n.token, ''), coalesce(n.token_id, -1), n.layer,
                 coalesce(n.feature, -1), n.position - len(i.tokens)
+            )
+            WHEN 'feature' THEN format(
+                'feature {} {} {} {} {}', n.layer, n.feature, n.position - len(i.tokens), i.transcoder,
+                i.transcoder_revision
             )
             ELSE format('{} {} {} {}', n.kind, n.layer, coalesce(n.feature, -1), n.position - len(i.tokens))
         END AS same

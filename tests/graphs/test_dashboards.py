@@ -60,6 +60,8 @@ def test_features_without_a_record_and_paired_indices_are_read(folder):
 def test_what_is_damaged_or_hostile_is_told(folder):
     whole = (folder / "layer_0.bin").read_bytes()
     (folder / "layer_0.bin").write_bytes(whole[:300])
+    assert "layer_0.bin ends before its last feature does" in refusal(folder)
+    (folder / "layer_0.bin").write_bytes(whole[:300] + bytes(len(whole) - 300))
     assert "layer_0.bin: feature 1 cannot be read" in refusal(folder)
     write_layer(folder, {"index": 1, "examples_quantiles": []})
     assert refusal(folder) == "layer_0.bin: feature 0: index is 1; expected 0; the index is of other files."
@@ -68,11 +70,23 @@ def test_what_is_damaged_or_hostile_is_told(folder):
     example = {"tokens": ["a", "b"], "tokens_acts_list": [1.0]}
     write_layer(folder, {"index": 0, "examples_quantiles": [{"examples": [example]}]})
     assert "has not one finite activation per token" in refusal(folder)
+    feature = {"index": 0, "examples_quantiles": []}
+    write_layer(folder, feature | {"histogram": [1e300]})
+    assert "histogram holds 1e+300; expected counts of tokens" in refusal(folder)
+    write_layer(folder, feature | {"label": "\ud800"})
+    assert "label is" in refusal(folder)
+    example = {"tokens": ["a"], "tokens_acts_list": [1.0], "train_token_ind": 2**40}
+    write_layer(folder, {"index": 0, "examples_quantiles": [{"examples": [example]}]})
+    assert "train_token_ind of an example is 1099511627776, and it has 1 tokens" in refusal(folder)
+    write_layer(folder, feature)
+    index = [{"filename": "layer_0.bin", "offsets": [10**30, 10**30 + 1]}]
+    (folder / "index.json.gz").write_bytes(gzip.compress(json.dumps(index).encode()))
+    assert "layer_0.bin ends before its last feature does" in refusal(folder)
     write_layer(folder, None, packed=zlib.compress(b"[" * 100_000))
     assert "cannot be read" in refusal(folder)
     write_layer(folder, None, packed=zlib.compress(b" " * (1 << 25)))
     assert "unpacks to too much" in refusal(folder)
-    (folder / "layer_0.bin").write_bytes(struct.pack("<I", 1 << 31) + b"x")
+    (folder / "layer_0.bin").write_bytes(struct.pack("<I", 1 << 31) + bytes(1 << 16))
     assert "2147483648 bytes are more than a record has" in refusal(folder)
     (folder / "layer_0.bin").unlink()
     assert "No such file" in refusal(folder)

@@ -253,6 +253,21 @@ def test_every_schema_rule_is_told_with_its_place(document):
     assert broken(("links", 3, "weight"), None).endswith(" has no weight; expected a finite number.")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("layer", 10**12), ("feature", 2**63), ("token_id", 2**31), ("token_id", -2), ("input_size", -5)],
+)
+def test_our_own_numbers_are_checked_too(document, field, value):
+    document["nodes"][8].setdefault("clt_tracer", {})[field] = value
+    assert f"{field} is {value}" in refusal(document)
+
+
+def test_a_number_of_layers_that_cannot_be_is_refused(random_graph):
+    document = to_json(random_graph(0))
+    document["metadata"]["clt_tracer"]["n_layers"] = 10**30
+    assert "n_layers is a huge number; expected 0 to 10000" in refusal(document)
+
+
 def test_what_the_schema_lets_pass_is_refused_too(document):
     def broken(change):
         copy = json.loads(json.dumps(document))

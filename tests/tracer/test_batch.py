@@ -196,6 +196,10 @@ def test_a_prompt_that_cannot_be_traced_fails_in_one_line(worker, prompt):
     assert "\n" not in outcome.error
 
 
+def test_a_row_whose_prompt_is_no_text_fails_with_that_reason(worker):
+    assert worker.trace(Row(7, "", problem="the prompt is no text")).error == "the prompt is no text"
+
+
 def test_a_killed_worker_loses_nothing_and_doubles_nothing(source, tmp_path):
     job = Job(tmp_path / "store", source, TraceConfig())
     outcomes, killed = [], None
@@ -291,5 +295,7 @@ def test_a_batch_that_cannot_begin_is_refused_in_one_line(tmp_path, arguments, t
 def test_a_model_that_cannot_be_loaded_ends_the_batch_in_one_line(tmp_path):
     (tmp_path / "prompts.txt").write_text("calc: 1+1=\n")
     asked = ("--model", str(tmp_path), "--transcoder", str(tmp_path), "--device", "cpu", "--workers", "2")
+    (tmp_path / "graphs-store.failed.jsonl").write_text("of the run before\n")
     result = run("batch", "prompts.txt", *asked, folder=tmp_path)
     assert "is not a Hugging Face model directory" in refused(result)
+    assert (tmp_path / "graphs-store.failed.jsonl").read_text() == "of the run before\n"

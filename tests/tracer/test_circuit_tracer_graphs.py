@@ -86,6 +86,46 @@ def test_a_truncated_file_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "place", "value", "message"),
+    [
+        ("active_features", (slice(None), 0), 10**13, "a layer is 10000000000000; expected 0 to"),
+        ("active_features", (slice(None), 1), 10**6, "a position is 1000000; expected 0 to"),
+        ("active_features", (slice(None), 1), -1, "a position is -1; expected 0 to"),
+        ("active_features", (slice(None), 2), 2**40, "a feature's number is 1099511627776; expected 0 to"),
+        ("input_tokens", (0,), -1, "a token's number is -1; expected 0 to"),
+        ("logit_probabilities", (0,), 5.0, "a probability is 5.0; expected 0 to 1"),
+        ("logit_probabilities", (0,), float("nan"), "a probability is nan; expected 0 to 1"),
+    ],
+)
+def test_numbers_that_cannot_be_are_told(tmp_path, saved, name, place, value, message):
+    record = saved | {"logit_targets": [tuple(target) for target in saved["logit_targets"]]}
+    record[name] = record[name].clone()
+    record[name][place] = value
+    torch.save(record, tmp_path / "changed.pt")
+    with torch.serialization.safe_globals([type(saved["cfg"])]):
+        assert message in refusal(tmp_path / "changed.pt")
+
+
+@pytest.mark.parametrize("n_layers", [True, 10**13, 0])
+def test_numbers_of_layers_that_cannot_be_are_told(tmp_path, saved, n_layers):
+    record = saved | {"logit_targets": [(target[0], target[1]) for target in saved["logit_targets"]]}
+    record["cfg"].n_layers = n_layers
+    torch.save(record, tmp_path / "changed.pt")
+    with torch.serialization.safe_globals([type(saved["cfg"])]):
+        assert "does not say how many layers the model has" in refusal(tmp_path / "changed.pt")
+
+
+def test_target_numbers_and_complex_numbers_that_cannot_be_are_told(tmp_path, saved):
+    record = saved | {"logit_targets": [(target[0], 10**30) for target in saved["logit_targets"]]}
+    torch.save(record, tmp_path / "changed.pt")
+    with torch.serialization.safe_globals([type(saved["cfg"])]):
+        assert "a target's number is 1000000000000000000000000000000" in refusal(tmp_path / "changed.pt")
+        record["activation_values"] = record["activation_values"] + 1j
+        torch.save(record, tmp_path / "changed.pt")
+        assert "has no activation_values of 1 axes" in refusal(tmp_path / "changed.pt")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"adjacency_matrix": torch.zeros(3)}, "has no adjacency_matrix of 2 axes"),

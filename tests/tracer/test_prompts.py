@@ -92,6 +92,15 @@ def test_a_prompt_that_comes_again_keeps_its_first_row():
     assert distinct(rows) == rows[:2]
 
 
+def test_rows_without_a_prompt_are_failures_of_their_own_and_stop_no_others(tmp_path):
+    path = write(tmp_path, "odd.jsonl", '{"prompt": "a"}\n{"prompt": 5}\n{"prompt": null}\n{"n": 1}\n{"prompt": "a"}\n')
+    rows = read_prompts(path)
+    assert [(row.number, row.prompt) for row in rows] == [(1, "a"), (2, ""), (3, ""), (4, ""), (5, "a")]
+    assert rows[1].problem == "the prompt is no text, but '5'; write it as text."
+    assert distinct(rows) == rows[:4]
+    assert read_prompts(path, limit=1) == rows[:1]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "column", "told"),
     [
@@ -106,8 +115,8 @@ def test_a_prompt_that_comes_again_keeps_its_first_row():
         ("two.jsonl", '{"a": "x", "b": "y"}', None, "has no column 'prompt' and 2 columns of text: 'a', 'b'; name one"),
         ("no.jsonl", '{"a": 1}', None, "has no column 'prompt' and no columns of text; name one with --column."),
         ("other.jsonl", '{"a": "x", "b": 1}', "c", "has no column 'c'; it has 'a', 'b'."),
-        ("number.jsonl", '{"prompt": "x"}\n{"prompt": 12}', None, "column 'prompt' of "),
-        ("number.jsonl", '{"prompt": "x"}\n{"prompt": 12}', None, "is no text, it holds '12'; name another"),
+        ("number.jsonl", '{"prompt": 5}\n{"prompt": 12}', None, "column 'prompt' of "),
+        ("number.jsonl", '{"prompt": 5}\n{"prompt": 12}', None, "is no text, it holds '5'; name another"),
         ("text.txt", "a\n", "question", "has no column 'question'; it has 'prompt'."),
         (
             "half.jsonl",
