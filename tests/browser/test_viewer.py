@@ -212,6 +212,7 @@ def test_of_a_graph_too_large_to_draw_the_rest_is_reached_over_connections(visit
     assert page.evaluate("__trace.cy.$('edge.lit').length") == len(drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fitted", [False, True], ids=["opened", "fitted"])
 def test_names_of_many_layers_and_tokens_do_not_cover_each_other(visit, address, graphs, fitted):
     page, graph = visit.page, graphs[2]
@@ -231,6 +232,7 @@ def test_names_of_many_layers_and_tokens_do_not_cover_each_other(visit, address,
         assert {"layers": "output", "words": graph.info.tokens[-1]}[axis] in [span["text"] for span in spans]
 
 
+@pytest.mark.slow
 def test_a_reader_asks_in_sql_and_goes_from_the_answer_to_a_node(visit, address, graphs):
     page, graph = visit.page, graphs[1]
     _open(page, address, graph)

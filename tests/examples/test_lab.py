@@ -71,6 +71,7 @@ def test_a_held_out_pair_of_names_is_held_out_in_both_orders(lab):
     assert 0.15 < sum(found == {"held out"} for found in splits.values()) / len(splits) < 0.25
 
 
+@pytest.mark.slow
 def test_nothing_that_is_held_out_is_trained_on(lab):
     held = encode([q for q in lab.questions if q.split != "train"], lab.tokenizer)
     unseen = {tuple(row[:n]) for row, n in zip(held.tokens.tolist(), held.length.tolist(), strict=True)}

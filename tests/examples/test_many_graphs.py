@@ -16,6 +16,7 @@ def traced(tmp_path_factory):
     return opened, asked
 
 
+@pytest.mark.slow
 def test_the_phrasings_of_a_question_share_the_state(traced):
     rows = traced[0].store.sql(EVERY_STATE).to_pylist()
     assert [row["state"] for row in rows] == ["california", "ohio", "texas"]
@@ -35,6 +36,7 @@ def test_what_the_states_share_concerns_capitals_and_nothing_else_of_the_same_st
     assert all(row["with_one_named_as_the_place"] == 6 for row in rows if "state" in row["asked"])
 
 
+@pytest.mark.slow
 def test_the_page_shows_answers_counts_and_what_no_threshold_decides(traced):
     text = page(*traced)
     assert "| Texas | Dallas | Austin | Austin |" in text

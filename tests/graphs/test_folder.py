@@ -245,6 +245,7 @@ def assert_untorn(store, random_graph):
         assert graph in (original, replace(original, weight=original.weight * 2.0))
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_tears_no_graph(tmp_path, random_graph):
     store, random, kills = GraphStore(tmp_path), np.random.default_rng(0), 8
     for _ in range(kills):
@@ -261,6 +262,7 @@ def test_kill_9_at_any_moment_tears_no_graph(tmp_path, random_graph):
     assert len(files_below(tmp_path / "graphs")) == 6
 
 
+@pytest.mark.slow
 def test_readers_see_whole_graphs_while_others_replace_them(tmp_path, random_graph):
     store = GraphStore(tmp_path)
     for seed, prompt in enumerate(["a b c", "d e f"]):

@@ -117,7 +117,7 @@ def test_pruning_records_the_scores_before_and_after_and_keeps_the_influence_col
 def test_removing_nothing_changes_no_score(make_graph):
     graph = make_graph("tefl", [(0, 2, 3.0), (1, 2, -1.0), (2, 3, 1.0), (1, 3, 1.0)])
     pruned = prune(graph, node_threshold=1.0, edge_threshold=1.0)
-    assert pruned == replace(graph, info=pruned.info, input_size=[np.nan, np.nan, 4.0, 2.0])
+    assert pruned == replace(graph, info=pruned.info, input_size=np.array([np.nan, np.nan, 4.0, 2.0]))
     assert pruned.info.pruned_replacement_score == pruned.info.replacement_score == 0.375
     assert pruned.info.pruned_completeness_score == pruned.info.completeness_score
 

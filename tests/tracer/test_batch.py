@@ -70,6 +70,7 @@ def prompts_in(store: Path) -> list[str]:
     return sorted(stored.info.prompt for stored in GraphStore(store).list())
 
 
+@pytest.mark.slow
 def test_a_file_becomes_a_store_that_answers_by_tag(source, tmp_path):
     rows = [
         {"prompt": "w1 w2 w3", "group": "a"}, {"prompt": "w1 w2 w4", "group": "b", "n": 7},
@@ -155,6 +156,7 @@ def test_a_damaged_graph_is_traced_again(worker):
     assert worker.store.find(stored.graph_id) is not None
 
 
+@pytest.mark.slow
 def test_the_header_of_a_csv_is_no_prompt(source, tmp_path):
     (tmp_path / "prompts.csv").write_text("group,prompt\na,w1 w2\nb,w3 w4\n,w5 w6\n")
     result = run(*batch_arguments(source, "prompts.csv", "--json", "--store", "s"), folder=tmp_path)
@@ -175,6 +177,7 @@ def test_the_time_that_is_left_follows_from_what_is_done(done, seconds, line):
     assert progress_line(done, 40, 2, seconds) == line
 
 
+@pytest.mark.slow
 def test_where_stderr_is_no_terminal_a_batch_tells_in_lines_how_far_it_is(source, tmp_path, command, monkeypatch):
     monkeypatch.setattr(batch_command, "SECONDS_BETWEEN_LINES", 0.0)
     (tmp_path / "prompts.txt").write_text("w1 w2\n\nw3 w4\n" + "w1 " * 50)
@@ -200,6 +203,7 @@ def test_a_row_whose_prompt_is_no_text_fails_with_that_reason(worker):
     assert worker.trace(Row(7, "", problem="the prompt is no text")).error == "the prompt is no text"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_nothing_and_doubles_nothing(source, tmp_path):
     job = Job(tmp_path / "store", source, TraceConfig())
     outcomes, killed = [], None
@@ -292,6 +296,7 @@ def test_a_batch_that_cannot_begin_is_refused_in_one_line(tmp_path, arguments, t
     assert told in refused(run("batch", *arguments, folder=tmp_path))
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_ends_the_batch_in_one_line(tmp_path):
     (tmp_path / "prompts.txt").write_text("calc: 1+1=\n")
     asked = ("--model", str(tmp_path), "--transcoder", str(tmp_path), "--device", "cpu", "--workers", "2")

@@ -249,6 +249,7 @@ def test_a_list_shortens_long_prompts_for_people(command, tmp_path):
     assert sorted(len(row["prompt"]) for row in listed) == [60, 61, 500]
 
 
+@pytest.mark.slow
 def test_a_prompt_traced_again_keeps_the_tags_of_its_batch(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "calc: 1+1=", "group": "sums"}')
     assert run("batch", "p.jsonl", "--store", "s", folder=tmp_path).returncode == 0

@@ -267,6 +267,7 @@ def test_characters_that_the_tokenizer_drops_are_refused():
     assert replacement.tokenize(" w3  w4\n").words == replacement.tokenize("w3 w4").words
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 def test_a_model_too_large_for_the_memory_is_told_in_one_line():
     case = CASES / "llama-clt-jumprelu"

@@ -26,6 +26,7 @@ def data(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_transcoder_is_trained_and_traced_with(tmp_path, data):
     done = run("train", "--data", str(data), "--out", "run", *SMALL, "--tokens", "20_480", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -92,6 +93,7 @@ def test_the_options_have_the_defaults_of_the_configuration():
     assert {name: options[name].default for name in shared} == {name: known[name] for name in shared}
 
 
+@pytest.mark.slow
 def test_a_sequence_is_by_default_as_long_as_the_model_reads_at_most(tmp_path, data):
     few = ("--n-features", "64", "--k", "4", "--batch-tokens", "256", "--buffer-tokens", "1024", "--tokens", "256")
     done = run("train", "--data", str(data), "--out", "run", *few, folder=tmp_path)

@@ -82,6 +82,7 @@ def test_features_are_looked_for_in_blocks_that_change_nothing(monkeypatch):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
 
 
+@pytest.mark.slow
 def test_the_start_is_found_within_the_memory_that_is_counted_for_it():
     config = TrainConfig(n_features=4096, k=4, batch_tokens=64, buffer_tokens=128, tokens=64)
     shape = TranscoderConfig(1, 16, 4096, "relu")

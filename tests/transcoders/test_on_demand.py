@@ -138,6 +138,7 @@ except MemoryError:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the addresses a process may use")
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.npz", "weights.pt"])
 def test_a_sound_file_that_there_is_no_memory_to_map_is_not_called_broken(tmp_path, name):

@@ -123,6 +123,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, config):
     assert [path.name for path in (tmp_path / "parts" / "checkpoint").iterdir()] == ["step-60"]
 
 
+@pytest.mark.slow
 def test_a_cache_of_activations_changes_nothing(tmp_path):
     model, tokenizer, corpus = tiny_llama(0).requires_grad_(False), tiny_tokenizer(), tokens_corpus(texts(), "texts")
     without = train(model, tokenizer, corpus, SMALL, tmp_path / "a")
@@ -288,6 +289,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     assert_same(load(tmp_path / "killed" / "transcoder"), expected)
 
 
+@pytest.mark.slow
 def test_a_terminated_run_writes_a_checkpoint_and_leaves(tmp_path):
     process = run_script(tmp_path, "--slow")
     wait_for_step(tmp_path, 5)
@@ -311,6 +313,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(tmp_
     assert process.returncode == 0, error
 
 
+@pytest.mark.slow
 def test_a_full_disk_when_metrics_are_written_is_told_in_one_line(tmp_path):
     process = run_script(tmp_path, "--metrics-full-at=3")
     _, error = process.communicate(timeout=60)
@@ -319,6 +322,7 @@ def test_a_full_disk_when_metrics_are_written_is_told_in_one_line(tmp_path):
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_end_leaves_no_part_of_a_transcoder(tmp_path):
     process = run_script(tmp_path)
     _, error = process.communicate(timeout=60)
@@ -335,6 +339,7 @@ def test_a_full_disk_at_the_end_leaves_no_part_of_a_transcoder(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_a_checkpoint_too_and_no_report_is_waited_for(tmp_path):
     process = run_script(tmp_path, "--slow", "--report-every=1000")
     wait_for_step(tmp_path, 5)
