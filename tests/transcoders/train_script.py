@@ -44,15 +44,15 @@ def number(flags: list[str], name: str) -> int | None:
     return next((int(flag.split("=")[1]) for flag in flags if flag.startswith(f"--{name}=")), None)
 
 
-def tell_start(config: TrainConfig, place: Place) -> None:
-    """Print which weights this process starts from, though each one looks for features by chance numbers of its own."""
+def write_start(config: TrainConfig, place: Place, folder: Path) -> None:
+    """Write which weights this process starts from, though each one looks for features by chance numbers of its own."""
     inputs, outputs = torch.randn(2, 3, 200, 16, generator=torch.Generator().manual_seed(0))
     config = replace(config, seed=place.data_part)
     run = started(
         TranscoderConfig(3, 16, 48, "relu"), config, measure_scales(inputs, outputs),
         (inputs, outputs, torch.ones(200, dtype=torch.int64)), place, lambda: None,
     )  # fmt: skip
-    print(fingerprint(run.weights.transcoder))
+    (folder / f"start-{place.data_part}").write_text(fingerprint(run.weights.transcoder))
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
                 should_stop=lambda: bool(asked), on_step=partial(pause_or_die, flags),
             )  # fmt: skip
             if "--start-only" in flags:
-                tell_start(config, place)
+                write_start(config, place, folder)
                 return
             model = tiny_llama(0).requires_grad_(False)
             train_to_folder(model, tiny_tokenizer(), tokens_corpus(texts(), "texts"), config, folder, place=place,
