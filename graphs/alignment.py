@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 import numpy as np
-from jaxtyping import Int
 from numpy import ndarray
 
 from graphs.errors import GraphError
+from graphs.shapes import Int
 
 ALIGNMENTS = ("diff", "end", "start", "anywhere")
 """By the words that agree with the first prompt, from the last token, from the first, or without regard to places."""

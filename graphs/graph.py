@@ -11,11 +11,11 @@ from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Integer, Shaped
 from numpy import ndarray
 
 from graphs.errors import GraphError
 from graphs.incoming import Incoming, added_up, incoming, into
+from graphs.shapes import Bool, Float, Float64, Int, Integer, Shaped
 
 
 class NodeKind(IntEnum):

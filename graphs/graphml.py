@@ -1,10 +1,10 @@
 """Graphs for other programs: GraphML, and networkx graphs."""
 
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
-from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
@@ -101,4 +101,4 @@ def _data(key: str, value: Any) -> str:
     text = repr(value) if isinstance(value, float) else str(value)
     shown = _UNWRITABLE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
     # a bare carriage return would be read as a line feed
-    return f"<data key={quoteattr(key)}>{escape(shown, {chr(13): '&#13;'})}</data>"
+    return f'<data key="{key}">{html.escape(shown, quote=False).replace(chr(13), "&#13;")}</data>'

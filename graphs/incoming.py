@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
 from numpy import ndarray
 
 from graphs.errors import GraphError
+from graphs.shapes import Bool, Float, Float64, Int
 
 TINY = float(np.finfo(np.float64).tiny)
 _EDGES_AT_ONCE = 1 << 18

@@ -8,12 +8,12 @@ and 1 for other targets. "Logits" are all targets, also an explained feature.
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
 from numpy import ndarray
 
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind, logit_weights
 from graphs.incoming import TINY, Incoming, incoming, into, passed_back, received
+from graphs.shapes import Bool, Float, Float64, Int
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int
 from numpy import ndarray
 
 from graphs.annotations import NOTHING, Annotations, Supernode
@@ -33,6 +32,7 @@ from graphs.interchange_metadata import (
 )
 from graphs.interchange_nodes import MOST_LAYERS, OURS, ROUNDING, Nodes, logit_text, node_ids, node_records
 from graphs.interchange_text import ignore, members
+from graphs.shapes import Bool, Float64, Int
 
 MOST_NODES = 2_000_000
 _BATCH = 100_000

@@ -5,11 +5,11 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int, Int32
 from numpy import ndarray
 
 from graphs.errors import GraphError
 from graphs.interchange_fields import NUMBER, TEXT, check_object, shown
+from graphs.shapes import Float64, Int, Int32
 
 _ENDS = {"source": TEXT, "target": TEXT}
 _COLUMNS = itemgetter("source", "target", "weight")

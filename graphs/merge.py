@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int
 from numpy import ndarray
 
 from graphs.alignment import align
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind
 from graphs.pruning import prune
+from graphs.shapes import Bool, Float64, Int
 
 
 class Spread(NamedTuple):

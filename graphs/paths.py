@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int
 from numpy import ndarray
 
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind, logit_weights
 from graphs.influence import influence_by_length, whole_input_share
+from graphs.shapes import Bool, Float64, Int
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind, logit_weights, subgraph
 from graphs.incoming import into, out_of, received
 from graphs.influence import always_kept, flow, influence_over, score, score_from
+from graphs.shapes import Bool, Float, Int
 
 
 def prune(graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> AttributionGraph:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, UInt8
 from numpy import ndarray
 
 from graphs.graph import AttributionGraph, NodeKind
+from graphs.shapes import Bool, UInt8
 
 
 class Reach(NamedTuple):

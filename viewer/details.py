@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 
 import numpy as np
-from jaxtyping import Float, Integer
 from numpy import ndarray
 
 from graphs import AttributionGraph, DamagedGraph, GraphStore, NodeKind, without_edges
 from graphs.influence import whole_input_share
+from graphs.shapes import Float, Integer
 from viewer.elements import (
     backbone,
     drawn_nodes,
@@ -22,6 +22,8 @@ from viewer.elements import (
     visible,
 )
 
+MOST_NODES = 2_000
+"""Features and errors drawn at once; 5,000 take a browser seconds."""
 MOST_CONNECTIONS = 1_000
 
 _ANSWERS = """
@@ -92,7 +94,7 @@ def graph_details(graph: AttributionGraph) -> dict:
 
     Of a graph too large to draw only the most important nodes, and the edges between them.
     """
-    drawn = drawn_nodes(graph)
+    drawn = drawn_nodes(graph, most=MOST_NODES)
     picture = without_edges(graph, drawn)
     placed, share = layout(picture), whole_input_share(graph)
     reached = graph.cumulative_influence[np.isfinite(graph.cumulative_influence)]

@@ -7,10 +7,10 @@ widest cell, and a band as high as its highest. Screen coordinates: y grows down
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Integer
 from numpy import ndarray
 
 from graphs import AttributionGraph, NodeKind, edge_influence, logit_weights
+from graphs.shapes import Bool, Float, Int, Integer
 
 ROW = 4
 """Nodes side by side in a cell before it starts another row."""
@@ -21,8 +21,6 @@ COLUMN_GAP = 26.0
 BAND_GAP = 34.0
 SMALLEST, LARGEST = 11.0, 28.0
 BACKBONE = 300
-MOST_NODES = 2_000
-"""Features and errors drawn at once; 5,000 take a browser seconds."""
 
 _COLUMN_MINIMUM = 68.0
 _LONGEST_TEXT = 30
@@ -83,7 +81,7 @@ def layout(graph: AttributionGraph) -> Layout:
     )
 
 
-def drawn_nodes(graph: AttributionGraph, *, most: int = MOST_NODES) -> Bool[ndarray, "node"]:
+def drawn_nodes(graph: AttributionGraph, *, most: int) -> Bool[ndarray, "node"]:
     """Tokens and logits, and of the other nodes the most important: a browser cannot draw any number."""
     inner = (graph.kind == NodeKind.FEATURE) | (graph.kind == NodeKind.ERROR)
     ranked = np.lexsort((np.arange(graph.n_nodes), -importance(graph), ~inner))

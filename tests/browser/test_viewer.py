@@ -195,7 +195,7 @@ def test_a_node_that_does_not_exist_is_told(visit, address, graphs):
 
 def test_of_a_graph_too_large_to_draw_the_rest_is_reached_over_connections(visit, address, graphs, monkeypatch):
     page, graph = visit.page, graphs[0]
-    monkeypatch.setattr("viewer.elements.drawn_nodes.__kwdefaults__", {"most": 4})
+    monkeypatch.setattr("viewer.details.MOST_NODES", 4)
     _open(page, address, graph)
     always = int(np.count_nonzero((graph.kind == NodeKind.TOKEN) | (graph.kind == NodeKind.LOGIT)))
     assert len(_displayed(page)) == always + 4

@@ -248,7 +248,7 @@ def _assert_protected(answer) -> None:
 def test_a_graph_too_large_to_draw_is_sent_in_part_under_its_own_numbers(client, store, monkeypatch):
     graph = make_graph(per_cell=9)
     graph_id = store.save(graph)
-    monkeypatch.setattr("viewer.elements.drawn_nodes.__kwdefaults__", {"most": 5})
+    monkeypatch.setattr("viewer.details.MOST_NODES", 5)
     monkeypatch.setattr("viewer.details.MOST_CONNECTIONS", 3)
     answer = client.get(f"/api/graphs/{graph_id}").json
     numbers = [node["data"]["node"] for node in answer["nodes"]]

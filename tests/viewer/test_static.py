@@ -43,8 +43,8 @@ def test_pages_have_no_inline_script_and_no_inline_style(path):
     assert not re.search(r"<style|\sstyle=|\son[a-z]+=|javascript:|<script(?![^>]*\ssrc=)", text)
 
 
-def test_the_viewer_opens_without_torch():
-    heavy = ("torch", "transformers", "tracer", "transcoders")
+def test_the_viewer_opens_without_what_takes_long_to_import():
+    heavy = ("torch", "transformers", "tracer", "transcoders", "jaxtyping")
     code = f"import sys, viewer.serve; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FOLDER.parent)
     assert answer.stdout.strip() == "[]"
