@@ -24,7 +24,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     for name, weights in sorted(tensors.items()):
         flat = weights.detach().contiguous().flatten()
         # an odd step, as most rows have an even length: an even one would meet the same few columns of each
-        some = flat[:: flat.numel() // SAMPLES | 1].double().cpu().numpy().tobytes()
+        some = flat[:: flat.numel() // SAMPLES | 1].cpu().double().numpy().tobytes()
         whole = int(flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64))  # the same in any order
         digest.update(f"{name} {tuple(weights.shape)} {whole} ".encode() + some)
     return digest.hexdigest()[:10]

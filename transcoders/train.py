@@ -70,7 +70,7 @@ class Reporting:
     on_step: Callable[[int, int], None] = lambda step, steps: None
     """Gets the step and the number of steps."""
     should_stop: Callable[[], bool] = lambda: False
-    """Asked after every step, of several processes after every fifth, and before the first one."""
+    """Asked after every step, of several processes after every fifth, and often before the first one."""
 
     def __post_init__(self) -> None:
         for name, steps in (("report-every", self.report_every), ("checkpoint-every", self.checkpoint_every)):

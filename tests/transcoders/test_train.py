@@ -231,13 +231,13 @@ def test_intervals_are_a_step_or_more(name):
         Reporting(**{name: 0})
 
 
-@pytest.mark.parametrize("asked_at", [1, 3])
+@pytest.mark.parametrize("asked_at", [1, 4, 5])
 def test_a_run_that_is_asked_to_stop_before_its_first_step_ends_at_once(tmp_path, asked_at):
     asked = []
 
     def should_stop():
         asked.append(1)
-        return len(asked) == asked_at  # 1: while activations are sampled; 3: while features are looked for
+        return len(asked) == asked_at  # up to 3: while activations are sampled; from 5: while features are looked for
 
     with pytest.raises(Stopped, match="stopped before the first step; start the same command again"):
         trained(tmp_path, on_step=lambda step, steps: pytest.fail("took a step"), should_stop=should_stop)
@@ -365,6 +365,15 @@ def test_groups_of_processes_start_from_the_weights_of_the_first(tmp_path):
     assert process.returncode == 0, error
     first, second = ((tmp_path / f"start-{rank}").read_text() for rank in range(2))
     assert first == second
+
+
+@pytest.mark.slow
+def test_several_processes_end_together_if_one_is_asked_to_before_the_first_step(tmp_path):
+    process = run_script(tmp_path, "--asked-at-once", n=2)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1  # torchrun's, when its processes have failed
+    assert error.count("stopped before the first step; start the same command again.") == 2
+    assert latest(tmp_path) is None
 
 
 @pytest.mark.slow

@@ -34,6 +34,11 @@ def pause_or_die(flags: list[str], step: int, steps: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def is_asked_at_once(flags: list[str]) -> bool:
+    """Whether the last of several processes is to end before it has begun."""
+    return "--asked-at-once" in flags and os.environ.get("RANK") == "1"
+
+
 def fill_disk(size: int) -> None:
     """From now on no file can grow beyond so many bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -65,7 +70,7 @@ def main() -> None:
         with asked_to_stop() as asked, joined(number(flags, "shards"), "cpu") as place:
             reporting = Reporting(
                 report_every=number(flags, "report-every") or 1, checkpoint_every=5,
-                should_stop=lambda: bool(asked), on_step=partial(pause_or_die, flags),
+                should_stop=lambda: bool(asked) or is_asked_at_once(flags), on_step=partial(pause_or_die, flags),
             )  # fmt: skip
             if "--start-only" in flags:
                 write_start(config, place, folder)
