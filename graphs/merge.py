@@ -14,6 +14,7 @@ from numpy import ndarray
 from graphs.alignment import align
 from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind
+from graphs.names import shown
 from graphs.pruning import prune
 from graphs.shapes import Bool, Float64, Int
 
@@ -76,6 +77,7 @@ def merge_graphs(graphs: Sequence[AttributionGraph], *, alignment: str = "diff")
     """The union of the graphs; what has a high share of them is their consensus."""
     if len(graphs) < 2:
         raise GraphError(f"{len(graphs)} graphs were given; give two or more to compare.")
+    _check_one_transcoder(graphs)
     places = align([graph.info.tokens for graph in graphs], alignment)
     keys, names = _keys(graphs, places)
     unique, first, number = np.unique(keys, axis=0, return_index=True, return_inverse=True)
@@ -105,6 +107,18 @@ def merge_graphs(graphs: Sequence[AttributionGraph], *, alignment: str = "diff")
         node_overlap=nodes.overlap(len(graphs)),
         edge_overlap=edges.overlap(len(graphs)),
     )
+
+
+def _check_one_transcoder(graphs: Sequence[AttributionGraph]) -> None:
+    """Refuse graphs whose features have nothing in common but their numbers."""
+    made_by = [(graph.info.transcoder, graph.info.transcoder_revision) for graph in graphs]
+    for graph, transcoder in zip(graphs, made_by, strict=True):
+        if transcoder != made_by[0]:
+            ours, theirs = (" ".join(names).strip() or "unknown" for names in (made_by[0], transcoder))
+            raise GraphError(
+                f"the graphs of {shown(graphs[0].info.prompt)} and {shown(graph.info.prompt)} are of different "
+                f"transcoders ({ours}; {theirs}), whose features of equal numbers differ; compare graphs of one."
+            )
 
 
 def threshold_grid(

@@ -102,24 +102,9 @@ def _compared(
         datetime.now(UTC),
         config,
     )
-    _check_one_transcoder(ids, graphs)
     merged = merge_graphs(graphs, alignment=alignment)
     store.save_comparison(about, merged)
     return merged, about
-
-
-def _check_one_transcoder(ids: Sequence[str], graphs: Sequence[AttributionGraph]) -> None:
-    """Refuse graphs whose features have nothing to do with each other but their numbers."""
-    first = graphs[0].info
-    for graph_id, graph in zip(ids, graphs, strict=True):
-        info = graph.info
-        for what in ("transcoder", "transcoder_revision"):
-            ours, theirs = getattr(first, what), getattr(info, what)
-            if ours != theirs:
-                raise TraceError(
-                    f"{ids[0]} and {graph_id} are of another {what.replace('_', ' ')} ({ours or 'unknown'}, "
-                    f"{theirs or 'unknown'}): equal numbers are not equal features; compare graphs of one."
-                )
 
 
 def _loaded(store: GraphStore, ids: Sequence[str]) -> list[AttributionGraph]:

@@ -7,8 +7,7 @@ CREATE MACRO best_paths(from_word, graph, start, goal, direct) AS TABLE
 WITH RECURSIVE
 -- read once: with many graphs, opening the files takes longest
 every AS MATERIALIZED (
-    SELECT n.graph_id, n.node, n.kind, n.layer, n.feature, n.token, n.word, n.label, n.probability,
-        n.input_size
+    SELECT n.graph_id, n.node, n.kind, n.layer, n.feature, n.token, n.word, n.label, n.probability, n.input_size
     FROM nodes AS n
     WHERE graph IS NULL OR n.graph_id = graph
 ),
@@ -33,8 +32,7 @@ goals AS (
 ),
 shares AS MATERIALIZED (
     SELECT e.graph_id, e.source, e.target,
-        abs(e.weight) / nullif(greatest(sum(abs(e.weight)) OVER (PARTITION BY e.graph_id, e.target), t.input_size), 0)
-            AS share
+        input_share(e.weight, sum(abs(e.weight)) OVER (PARTITION BY e.graph_id, e.target), t.input_size) AS share
     FROM edges AS e JOIN every AS t ON t.graph_id = e.graph_id AND t.node = e.target
     WHERE (graph IS NULL OR e.graph_id = graph) AND e.graph_id IN (SELECT s.graph_id FROM starts AS s)
 ),

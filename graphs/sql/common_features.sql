@@ -1,6 +1,7 @@
 -- The k features that lie on a path from any of the words to the most probable logit in most graphs; with NULL for the
 -- words, from any token. `graphs` counts the graphs, `share` is their part of the graphs that have a word, `nodes`
--- counts the places. Features of two revisions of a transcoder are not the same. Paths through error nodes do not count. Graphs of version 1 need `trace compact` first.
+-- counts the places. Features of two revisions of a transcoder are not the same. Paths through error nodes do not
+-- count. Graphs of version 1 need `trace compact` first.
 -- Example: FROM common_features(['Dallas', 'Oakland'], 20)
 CREATE MACRO common_features(words, k) AS TABLE
 WITH starts AS MATERIALIZED (
@@ -10,7 +11,8 @@ WITH starts AS MATERIALIZED (
     GROUP BY n.graph_id
 ),
 counted AS (
-    SELECT i.transcoder, i.transcoder_revision, n.layer, n.feature, count(DISTINCT n.graph_id) AS graphs, count(*) AS nodes,
+    SELECT i.transcoder, i.transcoder_revision, n.layer, n.feature,
+        count(DISTINCT n.graph_id) AS graphs, count(*) AS nodes,
         avg(n.influence) AS mean_influence, any_value(n.label) AS label
     FROM nodes AS n
     JOIN starts AS s ON s.graph_id = n.graph_id

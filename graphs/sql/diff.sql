@@ -1,6 +1,7 @@
 -- Two graphs node by node, aligned from the ends of their prompts: what only one has, and what both have with both
 -- values. `place` is the position counted from the end, where the last token is -1. Features are the same by layer,
--- number, place and transcoder, errors by layer and place, tokens by place, logits by their token: its number, too, if it has one.
+-- number, place and transcoder, errors by layer and place, tokens by place, logits by their token: its number, too, if
+-- it has one.
 -- Example: FROM diff($graph, $other) WHERE kind = 'feature'
 CREATE MACRO diff(a, b) AS TABLE
 WITH sides AS MATERIALIZED (

@@ -1,5 +1,5 @@
 -- The edges that start at a node, strongest share first. `share` is the part of the target's whole input that an edge
--- brings, |weight| / input_size, or / Σ|weight| of its edges where that is unknown; the other columns describe the target.
+-- brings (see `input_share`); the other columns describe the target.
 -- Example: FROM outputs_of($graph, $from)
 CREATE MACRO outputs_of(graph, of_node) AS TABLE
 WITH received AS (
@@ -7,7 +7,7 @@ WITH received AS (
 )
 SELECT
     e.graph_id, e.source, e.target, e.weight,
-    abs(e.weight) / nullif(greatest(r.total, n.input_size), 0) AS share,
+    input_share(e.weight, r.total, n.input_size) AS share,
     n.kind, n.layer, n.position, n.feature, n.token, n.word, n.activation, n.influence, n.label
 FROM edges AS e
 JOIN received AS r ON r.target = e.target

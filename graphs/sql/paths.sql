@@ -1,6 +1,6 @@
 -- The k strongest paths between two nodes of a graph, strongest first, and fewer if there are not as many. `strength` is
--- the part of the last node's whole input that came along the path: the product of |weight| / input_size over its edges
--- (/ Σ|weight| of the target's edges where that is unknown). No error nodes lie between the ends.
+-- the part of the last node's whole input that came along the path: the product of `input_share` over its edges. No
+-- error nodes lie between the ends.
 -- Example: FROM paths($graph, $from, $to, 10)
 CREATE MACRO paths(graph, from_node, to_node, k) AS TABLE
 WITH RECURSIVE
@@ -10,7 +10,7 @@ every AS MATERIALIZED (
 ),
 shares AS (
     SELECT e.source, e.target,
-        abs(e.weight) / nullif(greatest(sum(abs(e.weight)) OVER (PARTITION BY e.target), t.input_size), 0) AS share
+        input_share(e.weight, sum(abs(e.weight)) OVER (PARTITION BY e.target), t.input_size) AS share
     FROM edges AS e JOIN every AS t ON t.node = e.target
     WHERE e.graph_id = graph AND e.target <= to_node
 ),

@@ -107,6 +107,21 @@ def test_common_features_of_graphs_of_version_1_name_the_command_that_helps(tmp_
     assert store.sql("FROM common_features(NULL, 3)").num_rows == 3
 
 
+def test_features_of_two_transcoders_are_not_the_same(tmp_path, make_graph, make_info):
+    """Equal numbers mean nothing across transcoders."""
+    store = GraphStore(tmp_path)
+    a, b = (
+        store.save(make_graph("tfl", [(0, 1, 1.0), (1, 2, 1.0)], info=make_info(transcoder_revision=revision)))
+        for revision in ("1", "2")
+    )
+    rows = store.sql("SELECT present, kind FROM diff($a, $b) ORDER BY ALL", a=a, b=b).to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        ("both", "logit"), ("both", "token"), ("only a", "feature"), ("only b", "feature")
+    ]  # fmt: skip
+    found = store.sql("SELECT transcoder_revision, graphs FROM common_features(NULL, 9) ORDER BY ALL").to_pylist()
+    assert [tuple(row.values()) for row in found] == [("1", 1), ("2", 1)]
+
+
 def test_a_difference_has_every_node_of_both_graphs_once(store, graphs):
     (a, left), (b, right) = list(graphs.items())[:2]
     rows = store.sql("FROM diff($a, $b)", a=a, b=b).to_pylist()

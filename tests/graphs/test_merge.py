@@ -1,5 +1,8 @@
 """Several graphs as one: the union counts, averages and aligns as its parts say."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -121,6 +124,16 @@ def test_the_grid_prunes_at_every_pair_of_thresholds(random_graph):
     assert edges_by_name(merged, merged.edge_count == 4) == set.intersection(*edges)
     assert edges_by_name(merged) == set.union(*edges)
     assert merged.n_graphs == 4
+
+
+@pytest.mark.parametrize("other", [{"transcoder": "other-clt"}, {"transcoder_revision": "3"}])
+def test_graphs_of_different_transcoders_are_refused(random_graph, other):
+    first, second = random_graph(0), random_graph(1)
+    second = replace(second, info=replace(second.info, **other))
+    made_by = " ".join(({"transcoder": "tiny-clt", "transcoder_revision": "2"} | other).values())
+    message = f"are of different transcoders (tiny-clt 2; {made_by}), whose features of equal numbers differ; "
+    with pytest.raises(GraphError, match=re.escape(message)):
+        merge_graphs([first, first, second])
 
 
 def test_one_graph_is_nothing_to_compare(random_graph):
