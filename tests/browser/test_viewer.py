@@ -237,13 +237,13 @@ def test_a_reader_asks_in_sql_and_goes_from_the_answer_to_a_node(visit, address,
     page, graph = visit.page, graphs[1]
     _open(page, address, graph)
     page.get_by_role("link", name="SQL", exact=True).click()
+    page.wait_for_url(re.compile("/sql"))  # loaded with its scripts: before that no key does anything
     query = page.locator("#q")
     assert "WHERE graph_id = $graph" in query.input_value()
     assert page.locator("table.answer-table").count() == 0
     query.press("Control+Enter")
     rows = page.locator("table.answer-table tbody tr")
-    rows.first.wait_for()
-    assert rows.count() == min(graph.n_nodes, 50)
+    playwright.expect(rows).to_have_count(min(graph.n_nodes, 50), timeout=30_000)
     assert HOSTILE in page.locator("table.answer-table").inner_text()
 
     query.fill("SELECT graph_id, node FROM nodes WHERE graph_id = $graph AND layer = $layer AND kind = 'feature'")
@@ -252,8 +252,8 @@ def test_a_reader_asks_in_sql_and_goes_from_the_answer_to_a_node(visit, address,
     assert page.locator("#p_graph").input_value() != ""
     page.locator("#p_layer").fill("1")
     page.get_by_role("button", name="Run").click()
-    rows.first.wait_for()
-    assert rows.count() == np.count_nonzero((graph.kind == NodeKind.FEATURE) & (graph.layer == 1))
+    found = int(np.count_nonzero((graph.kind == NodeKind.FEATURE) & (graph.layer == 1)))
+    playwright.expect(rows).to_have_count(found, timeout=30_000)
 
     with page.expect_download() as download:
         page.get_by_role("button", name="Download CSV").click()

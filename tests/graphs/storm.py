@@ -89,7 +89,8 @@ def read(folder: str, errors: str, prompts: Sequence[str] = EVERY) -> None:
                     version_of(store.load(stored.graph_id), graphs[stored.info.prompt])
                 except GraphError as error:
                     assert "there is no graph" in str(error), error
-            Path(errors + ".turns").write_text(str(turn + 1))
+            Path(errors + ".turns.new").write_text(str(turn + 1))
+            os.replace(errors + ".turns.new", errors + ".turns")  # or it might be read while it is empty
     except (AssertionError, ValueError, OSError, KeyError):
         Path(errors).write_text(traceback.format_exc())
         raise

@@ -107,6 +107,7 @@ def test_kill_9_among_savers_deleters_and_compactors_loses_nothing_and_readers_n
         assert not errors.exists(), errors.read_text()
         assert_what_was_acknowledged_is_there(folder, logs)
         settle(logs, folder)
+    assert comes(tmp_path / "errors.turns", reader, errors)
     turns = int((tmp_path / "errors.turns").read_text())
     assert reader.is_alive()
     reader.kill()

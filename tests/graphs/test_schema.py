@@ -56,8 +56,8 @@ def test_a_description_ends_with_the_unit():
 def test_every_macro_is_documented_by_its_leading_comment():
     macros = schema.macros()
     assert sorted(macros) == [
-        "best_paths", "common_features", "diff", "in_edges", "influence_by_kind", "input_share", "inputs_of", "node_text",
-        "out_edges", "outputs_of", "paths", "paths_between", "strongest_circuit", "strongest_path",
+        "best_paths", "common_features", "diff", "in_edges", "influence_by_kind", "input_share", "inputs_of",
+        "node_text", "out_edges", "outputs_of", "paths", "paths_between", "strongest_circuit", "strongest_path",
     ]  # fmt: skip
     names = list(macros)
     assert names.index("node_text") < names.index("best_paths") < names.index("strongest_path")

@@ -3,13 +3,13 @@
 import json
 import signal
 import subprocess
-import time
 from dataclasses import fields
 
 import pyarrow.parquet as pq
 import pytest
 
 from tests.tracer.processes import ENVIRONMENT, TRACE, run
+from tests.waiting import ended, wait_until
 from tracer.cli import cli
 from tracer.errors import TraceError
 from transcoders import TrainConfig, TranscoderError
@@ -46,12 +46,9 @@ def test_a_transcoder_is_trained_and_traced_with(tmp_path, data):
 def test_a_signal_ends_with_a_checkpoint_and_the_same_command_goes_on(tmp_path, data, asked, status):
     arguments = ("train", "--data", str(data), "--out", "run", *SMALL, "--tokens", "1_024_000", "--report-every", "5")
     process = subprocess.Popen([*TRACE, *arguments], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    for _ in range(1200):
-        if (tmp_path / "run" / "metrics.parquet").exists():
-            break
-        time.sleep(0.05)
+    wait_until(lambda: (tmp_path / "run" / "metrics.parquet").exists(), process)
     process.send_signal(asked)
-    _, error = process.communicate(timeout=60)
+    _, error = ended(process)
     assert process.returncode == status, error
     step = latest(tmp_path / "run").name.removeprefix("step-")
     assert f"trace: stopped after step {step} of 4000; start the same command again to go on." in error

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.transcoders.split_script import KINDS, train_all
-from tests.transcoders.test_train import SMALL, run_script, wait_for_step
+from tests.transcoders.test_train import SMALL, run_script
+from tests.waiting import ended
 from transcoders import TranscoderError, load
 from transcoders.parallel import Place
 from transcoders.progress import latest
@@ -27,7 +28,7 @@ def losses(folder):
 
 
 def finish(process):
-    _, error = process.communicate(timeout=180)
+    _, error = ended(process)
     assert process.returncode == 0, error[-2000:]
 
 
@@ -63,10 +64,9 @@ def test_data_split_over_two_processes_gives_the_same_losses_and_weights(alone, 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_run_and_one_process_goes_on(alone, tmp_path):
     process = run_script(tmp_path, "--streams", "--slow", "--die-at=12", n=2)
-    _, error = process.communicate(timeout=180)
+    _, error = ended(process)
     assert process.returncode != 0
     assert "another process of this training run was lost" in error
-    wait_for_step(tmp_path, 10)
     assert latest(tmp_path).name == "step-10"
     finish(run_script(tmp_path, "--streams"))  # on another number of processes
     torch.testing.assert_close(losses(tmp_path)[-1], losses(alone)[-1], atol=1e-5, rtol=1e-5)

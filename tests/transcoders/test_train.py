@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch.nn.functional import normalize
 
 from tests.tracer.conftest import tiny_llama, tiny_tokenizer
 from tests.transcoders.planted import PlantedStream, planted_activations, planted_transcoder
+from tests.waiting import ended, wait_until
 from transcoders import TrainConfig, TranscoderConfig, TranscoderError, load, train
 from transcoders.activations import mlp_activations
 from transcoders.corpus import tokens_corpus
@@ -265,26 +265,21 @@ def run_script(folder, *arguments, n=1, timeout=120):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_step(folder, step):
-    for _ in range(600):
-        good = latest(folder)
-        if good is not None and int(good.name.removeprefix("step-")) >= step:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no checkpoint of step {step}")
+def wait_for_step(process, folder, step):
+    wait_until(lambda: latest(folder) is not None and int(latest(folder).name.removeprefix("step-")) >= step, process)
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     expected = trained(tmp_path / "whole")
     process = run_script(tmp_path / "killed", "--slow")
-    wait_for_step(tmp_path / "killed", 10)
+    wait_for_step(process, tmp_path / "killed", 10)
     process.kill()
     process.communicate()
     reached = int(latest(tmp_path / "killed").name.removeprefix("step-"))
     assert 10 <= reached < 60
     process = run_script(tmp_path / "killed")
-    _, error = process.communicate(timeout=120)
+    _, error = ended(process)
     assert process.returncode == 0, error
     assert_same(load(tmp_path / "killed" / "transcoder"), expected)
 
@@ -292,9 +287,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
 @pytest.mark.slow
 def test_a_terminated_run_writes_a_checkpoint_and_leaves(tmp_path):
     process = run_script(tmp_path, "--slow")
-    wait_for_step(tmp_path, 5)
+    wait_for_step(process, tmp_path, 5)
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
+    _, error = ended(process)
     assert "stopped after step" in error
     assert process.returncode == 3
     assert f"after step {latest(tmp_path).name.removeprefix('step-')} of 60" in error
@@ -303,20 +298,20 @@ def test_a_terminated_run_writes_a_checkpoint_and_leaves(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(tmp_path):
     process = run_script(tmp_path, "--disk-full-at=8")
-    _, error = process.communicate(timeout=60)
+    _, error = ended(process)
     assert process.returncode == 2
     assert "cannot write" in error and "make room" in error
     assert len(error.splitlines()) == 1
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-5"]
     process = run_script(tmp_path)
-    _, error = process.communicate(timeout=60)
+    _, error = ended(process)
     assert process.returncode == 0, error
 
 
 @pytest.mark.slow
 def test_a_full_disk_when_metrics_are_written_is_told_in_one_line(tmp_path):
     process = run_script(tmp_path, "--metrics-full-at=3")
-    _, error = process.communicate(timeout=60)
+    _, error = ended(process)
     assert process.returncode == 2
     assert f"cannot write {tmp_path}/metrics.parquet" in error and "make room" in error
     assert len(error.splitlines()) == 1
@@ -325,11 +320,11 @@ def test_a_full_disk_when_metrics_are_written_is_told_in_one_line(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_at_the_end_leaves_no_part_of_a_transcoder(tmp_path):
     process = run_script(tmp_path)
-    _, error = process.communicate(timeout=60)
+    _, error = ended(process)
     assert process.returncode == 0, error
     before = load(tmp_path / "transcoder")
     process = run_script(tmp_path, "--full-from-the-start")  # all steps are done: only the end is left
-    _, error = process.communicate(timeout=60)
+    _, error = ended(process)
     assert process.returncode == 2
     assert f"cannot write {tmp_path}/transcoder: " in error and "make room" in error
     assert len(error.splitlines()) == 1
@@ -342,9 +337,9 @@ def test_a_full_disk_at_the_end_leaves_no_part_of_a_transcoder(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_writes_a_checkpoint_too_and_no_report_is_waited_for(tmp_path):
     process = run_script(tmp_path, "--slow", "--report-every=1000")
-    wait_for_step(tmp_path, 5)
+    wait_for_step(process, tmp_path, 5)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = ended(process)
     assert process.returncode == 3, error
     assert f"after step {latest(tmp_path).name.removeprefix('step-')} of 60" in error
     assert not (tmp_path / "metrics.parquet").exists()
@@ -361,7 +356,7 @@ def test_a_model_of_another_family_is_refused_with_the_known_ones(tmp_path):
 @pytest.mark.slow
 def test_groups_of_processes_start_from_the_weights_of_the_first(tmp_path):
     process = run_script(tmp_path, "--shards=1", "--start-only", n=2)
-    _, error = process.communicate(timeout=120)
+    _, error = ended(process)
     assert process.returncode == 0, error
     first, second = ((tmp_path / f"start-{rank}").read_text() for rank in range(2))
     assert first == second
@@ -370,7 +365,7 @@ def test_groups_of_processes_start_from_the_weights_of_the_first(tmp_path):
 @pytest.mark.slow
 def test_several_processes_end_together_if_one_is_asked_to_before_the_first_step(tmp_path):
     process = run_script(tmp_path, "--asked-at-once", n=2)
-    _, error = process.communicate(timeout=120)
+    _, error = ended(process)
     assert process.returncode == 1  # torchrun's, when its processes have failed
     assert error.count("stopped before the first step; start the same command again.") == 2
     assert latest(tmp_path) is None
@@ -379,9 +374,9 @@ def test_several_processes_end_together_if_one_is_asked_to_before_the_first_step
 @pytest.mark.slow
 def test_several_processes_that_are_asked_to_stop_agree_on_a_step(tmp_path):
     process = run_script(tmp_path, "--streams", "--slow", "--report-every=1000", n=2)
-    wait_for_step(tmp_path, 5)
+    wait_for_step(process, tmp_path, 5)
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=120)
+    _, error = ended(process)
     step = int(latest(tmp_path).name.removeprefix("step-"))
     assert step % 5 == 0
     assert f"stopped after step {step} of 60" in error
