@@ -27,6 +27,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.quality_peer import PEERS
 from benchmarks.training import ways_of
 from examples.lab.learner import ActivationBatch
 from examples.lab.measure import Lab, load_model
@@ -38,6 +39,7 @@ from tracer.evaluation_report import evaluation_record
 from tracer.material import Material, material_of_prompts
 from tracer.replacement import ReplacementModel
 from transcoders import CrossLayerTranscoder, TrainConfig, load
+from transcoders.objective import learning_rate_at
 from transcoders.parallel import Place
 from transcoders.scales import Scales, fold, measure_scales
 from transcoders.shuffle import Batch
@@ -52,7 +54,6 @@ ROWS = {
     "per-layer, as many parameters": replace(CROSS, cross_layer=False, n_features=2304),
     "per-layer, as many features": replace(CROSS, cross_layer=False),
 }
-PEERS = ("crosslayer-coding", "OpenMOSS")
 LEARNING_RATES = (1e-3, 3e-3, 6e-3)
 SHIPPED = "the shipped one (trained beside the model)"
 COLUMNS = (
@@ -139,11 +140,12 @@ def _trained_by_peer(python: str, way: str, opened: Lab, sites: Sites, config: T
     with tempfile.TemporaryDirectory() as folder:
         file, output = Path(folder) / "sites.safetensors", Path(folder) / "trained.safetensors"
         inputs, outputs = sites.inputs * scales.inputs[:, None, None], sites.outputs * scales.outputs[:, None, None]
-        save_file({"inputs": inputs, "outputs": outputs, "batches": batches}, file)
+        rates = torch.tensor([learning_rate_at(config, step + 1) for step in range(config.steps)])
+        save_file({"inputs": inputs, "outputs": outputs, "batches": batches, "rates": rates}, file)
         start = time.perf_counter()
         subprocess.run(
             [python, "-m", "benchmarks.quality_peer", str(file), way, str(output), f"--features={config.n_features}",
-             f"--k={config.k}", f"--learning-rate={config.learning_rate}", f"--threads={torch.get_num_threads()}"],
+             f"--k={config.k}", f"--clip={config.clip}", f"--threads={torch.get_num_threads()}"],
             cwd=Path(__file__).parent.parent, stdout=sys.stderr, check=True,
         )  # fmt: skip
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """A transcoder trained by a peer with its own loss, in a process of its own; written as tensors that ours can read.
 
 Known are the peers of benchmarks/train_peer.py. Their BatchTopK becomes a threshold per layer at the end, the least
-that fired, on average over some batches. The learning rate goes up and down as our trainer's.
+that fired, on average over some batches. The learning rate of each step comes with the data.
 """
 
 from pathlib import Path
@@ -13,45 +13,8 @@ from torch import Tensor, nn
 
 from benchmarks.train_peer import crosslayer_coding, openmoss
 
-WARM_UP, DECAY = 50, 0.2
 CALIBRATION = 8
 """Batches that show the threshold."""
-CLIP = 1.0
-
-
-@click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("way", type=click.Choice(["crosslayer-coding", "OpenMOSS"]))
-@click.argument("output", type=click.Path(path_type=Path))
-@click.option("--features", default=1024, show_default=True)
-@click.option("--k", default=10, show_default=True)
-@click.option("--learning-rate", default=1e-3, show_default=True)
-@click.option("--threads", default=1, show_default=True)
-def main(file: Path, way: str, output: Path, features: int, k: int, learning_rate: float, threads: int) -> None:
-    """Train on inputs and outputs (layer, site, d_model) in FILE, in the batches (step, token) that it names."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    cache = load_file(file)
-    batches = cache["batches"]
-    make = crosslayer_coding if way == "crosslayer-coding" else openmoss
-    model, step = make(cache["inputs"], features, k)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda n: min(1.0, (n + 1) / WARM_UP, (len(batches) - n) / (DECAY * len(batches)))
-    )
-    for number, chosen in enumerate(batches):
-        loss, active = step(cache["inputs"][:, chosen], cache["outputs"][:, chosen])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if number % 100 == 0:
-            print(f"step {number}  loss {float(loss.detach()):.4f}  {float(active):.1f} active", flush=True)
-    with torch.no_grad():
-        held = [cache["inputs"][:, chosen] for chosen in batches[-CALIBRATION:]]
-        tensors = _of_crosslayer_coding(model, held) if way == "crosslayer-coding" else _of_openmoss(model, held)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, output)
 
 
 def _of_crosslayer_coding(model: nn.Module, held: list[Tensor]) -> dict[str, Tensor]:
@@ -94,6 +57,45 @@ def _bias(module: nn.Module, width: int) -> Tensor:
 
 def _least(activations: Tensor) -> Tensor:
     return activations[activations > 0].min()
+
+
+PEERS = {"crosslayer-coding": (crosslayer_coding, _of_crosslayer_coding), "OpenMOSS": (openmoss, _of_openmoss)}
+"""What makes a peer's model and its step, and what reads its weights as tensors of ours."""
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("way", type=click.Choice([*PEERS]))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--features", default=1024, show_default=True)
+@click.option("--k", default=10, show_default=True)
+@click.option("--clip", default=1.0, show_default=True)
+@click.option("--threads", default=1, show_default=True)
+def main(file: Path, way: str, output: Path, features: int, k: int, clip: float, threads: int) -> None:
+    """Train on inputs and outputs (layer, site, d_model) in FILE, in the batches (step, token) that it names.
+
+    Each step has its learning rate there, too.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    cache = load_file(file)
+    batches, rates = cache["batches"], cache["rates"].tolist()
+    make, tensors_of = PEERS[way]
+    model, step = make(cache["inputs"], features, k)
+    optimizer = torch.optim.Adam(model.parameters())
+    for number, (chosen, rate) in enumerate(zip(batches, rates, strict=True)):
+        optimizer.param_groups[0]["lr"] = rate
+        loss, active = step(cache["inputs"][:, chosen], cache["outputs"][:, chosen])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        if number % 100 == 0:
+            print(f"step {number}  loss {float(loss.detach()):.4f}  {float(active):.1f} active", flush=True)
+    with torch.no_grad():
+        held = [cache["inputs"][:, chosen] for chosen in batches[-CALIBRATION:]]
+        tensors = tensors_of(model, held)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, output)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Case:
     def operations(self, way: str, l0: float) -> float:
         """Floating point operations of a step: products with features that did not fire count for dense steps only."""
         fired = l0 / self.features
-        if way.startswith(("sparse", "trainer")):
+        if _is_sparse(way):
             return self.tokens * ((2 + 2 * fired) * self.encoder + 6 * fired * self.decoder)
         return self.tokens * (4 * self.encoder + 6 * self.decoder)
 
@@ -65,7 +65,11 @@ class Case:
         """Bytes of the optimizer and of gathered rows: for each pair three of a decoder's width and one of inputs."""
         rows = self.tokens * l0 / self.features * (self.encoder + 3 * self.decoder) * self.row_bytes
         optimizer = 4 * self.stored + 4 * self.moment  # gradient, weight and two moments, each written and read
-        return optimizer * (self.encoder + self.decoder) + (rows if way.startswith(("sparse", "trainer")) else 0)
+        return optimizer * (self.encoder + self.decoder) + (rows if _is_sparse(way) else 0)
+
+
+def _is_sparse(way: str) -> bool:
+    return way.startswith(("sparse", "trainer"))
 
 
 @click.command()

@@ -59,15 +59,13 @@ def check_is_store(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `GraphError` unless the folder is a store of its own, or nothing yet."""
+    """Raise `GraphError` unless the folder is a store of its own or nothing yet, and may be written to."""
     check_folder(folder)
     if (folder / FILES).exists():
         raise GraphError(
             f"{folder} is a copy of a store that was pushed, and only read; write to the store and push it again."
         )
-    place = folder
-    while not place.exists():
-        place = place.parent
+    place = next((place for place in (folder, *folder.parents) if place.exists()), folder)
     if not os.access(place, os.W_OK | os.X_OK):
         raise GraphError(f"{folder} cannot be written to: no permission in {place}; allow it, or use another folder.")
 

@@ -20,7 +20,7 @@ from graphs.files import file_errors_as_graph_errors, write_atomically
 from graphs.graph import AttributionGraph, NodeKind, logit_weights
 from graphs.influence import cumulative_share, influence_over, score
 from graphs.interchange_content import info_with_content
-from graphs.interchange_fields import shown
+from graphs.interchange_fields import is_whole, shown
 from graphs.interchange_links import Links, read_links, told_apart
 from graphs.interchange_metadata import (
     annotations_record,
@@ -196,9 +196,9 @@ def _n_layers(record: Mapping[str, Any], nodes: Nodes) -> int:
         raise GraphError(f"the layers of logits are {logits.min()} and {logits.max()}; expected one for all.")
     if len(logits) and logits[0] < above:
         raise GraphError(f"the logits are in layer {logits[0]}, below the last layer {above - 1} of features.")
-    ours = record[OURS].get("n_layers") if OURS in record else None
-    if isinstance(ours, int) and 0 <= ours <= MOST_LAYERS:  # of another the metadata say what is wrong
-        return ours
+    ours = record[OURS].get("n_layers", -1) if OURS in record else -1
+    if is_whole(ours) and 0 <= ours <= MOST_LAYERS:  # any other is refused with the rest of the metadata
+        return int(ours)
     return max(above, int(logits[0]) - 1 if len(logits) else 0)
 
 

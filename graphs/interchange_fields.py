@@ -48,9 +48,10 @@ class Kind(NamedTuple):
 TEXT = Kind("a text", is_text)
 NUMBER = Kind("a finite number", is_number)
 WHOLE = Kind("a whole number", is_whole)
-NUMBER_OR_NONE = Kind(
-    "a whole number from -1 to 2147483647",
-    lambda value: is_whole(value) and -1 <= value < 2**31,  # type: ignore[operator]
+LARGEST_INDEX = 2**31 - 1
+INDEX_OR_NONE = Kind(
+    f"a whole number from -1, which is none, to {LARGEST_INDEX}",
+    lambda value: is_whole(value) and -1 <= value <= LARGEST_INDEX,  # type: ignore[operator]
 )
 SIZE = Kind("a number of 0 or more", lambda value: is_number(value) and value >= 0)  # type: ignore[operator]
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))

@@ -14,9 +14,10 @@ from graphs.errors import GraphError
 from graphs.graph import AttributionGraph, NodeKind
 from graphs.interchange_fields import (
     FLAG,
+    INDEX_OR_NONE,
+    LARGEST_INDEX,
     LAYER,
     NUMBER,
-    NUMBER_OR_NONE,
     SIZE,
     TEXT,
     WHOLE,
@@ -58,17 +59,17 @@ _OPTIONAL = {
     "run_idx": WHOLE,
     "reverse_ctx_idx": WHOLE,
 }
-_OUR_NUMBERS = ("influence", "pre_activation", "bias", "remainder", "input_size", "probability")
+_OUR_NUMBERS = ("influence", "pre_activation", "bias", "remainder", "probability")
+_OUR_SIZES = ("input_size",)
 _OUR_WHOLES = ("layer", "feature", "token_id")
 _OUR_TEXTS = ("token", "word", "label")
 _OUR_FIELDS = {
     **dict.fromkeys(_OUR_NUMBERS, or_null(NUMBER)),
-    "input_size": or_null(SIZE),
-    **dict.fromkeys(_OUR_WHOLES, NUMBER_OR_NONE),
+    **dict.fromkeys(_OUR_SIZES, or_null(SIZE)),
+    **dict.fromkeys(_OUR_WHOLES, INDEX_OR_NONE),
     **dict.fromkeys(_OUR_TEXTS, TEXT),
 }
 _LOGIT_TEXT = re.compile(r'Output "(.*)" \(p=([0-9.eE+-]+)\)', re.DOTALL)
-_LARGEST_INDEX = 1 << 31
 
 
 def pair(layer: int, feature: int) -> int:
@@ -156,7 +157,7 @@ def _record(graph: AttributionGraph, node: int, node_id: str, vocabulary: int | 
 def _ours(graph: AttributionGraph, node: int) -> dict[str, Any]:
     """What the format has no place for, where it is not what a reader would take anyway."""
     kind, position = graph.kind[node], int(graph.position[node])
-    found: dict[str, Any] = {name: _or_null(getattr(graph, name)[node]) for name in _OUR_NUMBERS}
+    found: dict[str, Any] = {name: _or_null(getattr(graph, name)[node]) for name in (*_OUR_NUMBERS, *_OUR_SIZES)}
     if kind == NodeKind.LOGIT:
         found |= {name: int(getattr(graph, name)[node]) for name in _OUR_WHOLES}
         found |= {name: str(getattr(graph, name)[node]) for name in _OUR_TEXTS}
@@ -309,8 +310,8 @@ def _token_id(where: str, record: dict[str, Any], kind: NodeKind) -> int:
 def _index(where: str, name: str, value: object) -> int:
     check_field(where, name, value, WHOLE)
     number = int(value)  # type: ignore[call-overload]
-    if not 0 <= number < _LARGEST_INDEX:
-        raise GraphError(f"{where}: {name} is {shown(value)}; expected a number from 0 to {_LARGEST_INDEX - 1}.")
+    if not 0 <= number <= LARGEST_INDEX:
+        raise GraphError(f"{where}: {name} is {shown(value)}; expected a number from 0 to {LARGEST_INDEX}.")
     return number
 
 

@@ -46,11 +46,8 @@ def prune(graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshol
 
 def _with_input_size(graph: AttributionGraph) -> AttributionGraph:
     """The graph, which is whole, with Σ|input| of its edges where that is not known otherwise."""
-    targets = graph.incoming.node
-    if not np.isnan(graph.input_size[targets]).any():
-        return graph
-    size = graph.input_size.copy()
-    size[targets] = np.fmax(size[targets], received(graph.incoming))
+    targets, size = graph.incoming.node, graph.input_size.copy()
+    size[targets] = np.where(np.isnan(size[targets]), received(graph.incoming), size[targets])
     return replace(graph, input_size=size)
 
 

@@ -38,9 +38,8 @@ def _comparisons(folder: Path) -> Iterator[DamagedFile]:
     readable = {name for _, name in comparison_contents(folder)["comparison_nodes"].files} if heads else set()
     for head in sorted(heads):
         if head.stem not in readable:
-            found = list(_unreadable([head, *head.parent.glob(f"{head.stem}.*.parquet")]))
-            if found or head.exists():  # or it was deleted just now
-                yield from found or [DamagedFile(head, "it does not fit its nodes and edges, or these are gone")]
+            files = [head, *head.parent.glob(f"{head.stem}.*.parquet")]
+            yield from _unfit(head, files, "it does not fit its nodes and edges, or these are gone")
 
 
 def _annotations(folder: Path) -> Iterator[DamagedFile]:
@@ -59,9 +58,14 @@ def _additions(folder: Path) -> Iterator[DamagedFile]:
     found = [Path(place) for place in places if os.path.exists(place)]
     readable = {path for _, path, _ in added_files(parent)} if found else set()
     for path in sorted(set(found) - readable):
-        found_damaged = list(_unreadable([path]))
-        if found_damaged or path.exists():  # or it was deleted just now
-            yield from found_damaged or [DamagedFile(path, "it does not have the columns of its table")]
+        yield from _unfit(path, [path], "it does not have the columns of its table")
+
+
+def _unfit(path: Path, files: Iterable[Path], reason: str) -> Iterator[DamagedFile]:
+    """What is wrong with a file that could not be used: what cannot be read of it, or else the reason."""
+    found = list(_unreadable(files))
+    if found or path.exists():  # or it was deleted just now
+        yield from found or [DamagedFile(path, reason)]
 
 
 def _unreadable(paths: Iterable[Path]) -> Iterator[DamagedFile]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracer.options import model_options, trace_options
+from tracer.options import model_options, trace_options, writable_store
 
 if TYPE_CHECKING:
     from graphs import GraphStore
@@ -66,7 +66,6 @@ def batch(
       trace batch prompts.jsonl --engine ray --address auto --store /shared/graphs
       trace sql "SELECT tags['group'], avg(replacement_score) FROM graphs GROUP BY 1"
     """
-    from graphs import GraphStore
     from tracer.batch import Job
     from tracer.config import TraceConfig
     from tracer.errors import TraceError
@@ -77,7 +76,7 @@ def batch(
     config = TraceConfig(prune=not no_prune, **settings)
     if address is not None and engine != "ray":
         raise TraceError("--address was given without --engine ray; give both, or neither.")
-    folder = GraphStore(store)  # fails now rather than after the work
+    folder = writable_store(store)
     failures = _failures_path(folder)
     if failures == file.resolve():
         raise TraceError(f"{file} is where this batch lists its own failures; give it another name first.")
@@ -115,8 +114,8 @@ def _run(
     start = time.perf_counter()
     try:
         with closing(outcomes), _progress(n_rows) as advance:
-            for outcome in outcomes:
-                if not any(counts.values()):
+            for number, outcome in enumerate(outcomes):
+                if number == 0:
                     _remove(failures)  # of the run before, now that this one has begun
                 counts[outcome.status] += 1
                 if outcome.status == Status.FAILED:

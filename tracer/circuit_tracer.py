@@ -19,13 +19,12 @@ from numpy import ndarray
 
 from graphs import AttributionGraph, GraphInfo, NodeKind
 from graphs.interchange import with_influence
+from graphs.interchange_fields import LARGEST_INDEX
 from graphs.interchange_metadata import words_of
-from graphs.interchange_nodes import MOST_LAYERS
+from graphs.interchange_nodes import MOST_LAYERS, ROUNDING
 from tracer.errors import TraceError
 
 _UNKNOWN = ("pre_activation", "bias", "remainder", "input_size", "influence", "cumulative_influence")
-MOST_NUMBERS = 2**31 - 1
-ROUNDING = 1e-5
 _AXES = {
     "adjacency_matrix": 2,
     "active_features": 2,
@@ -139,15 +138,12 @@ def _columns(
     if len(tensors["logit_probabilities"]) != len(targets):
         raise TraceError(f"{path}: there are not as many logit_probabilities as logit_targets; save the graph again.")
     feature = active[selected]
-    for name, values, most in (
-        ("a layer", feature[:, 0], n_layers - 1), ("a position", feature[:, 1], len(tokens) - 1),
-        ("a feature's number", feature[:, 2], MOST_NUMBERS), ("a token's number", tokens, MOST_NUMBERS),
-        ("a target's number", np.array([number for _, number in targets], object), MOST_NUMBERS),
-        ("a probability", tensors["logit_probabilities"], 1 + ROUNDING),
-    ):  # fmt: skip
-        outside = values[~((values >= 0) & (values <= most))]  # also what is no number
-        if len(outside):
-            raise TraceError(f"{path}: {name} is {outside[0]}; expected 0 to {most:g}; save the graph again.")
+    _check_range(path, "a layer", feature[:, 0], n_layers - 1)
+    _check_range(path, "a position", feature[:, 1], len(tokens) - 1)
+    _check_range(path, "a feature's number", feature[:, 2], LARGEST_INDEX)
+    _check_range(path, "a token's number", tokens, LARGEST_INDEX)
+    _check_range(path, "a target's number", np.array([number for _, number in targets], object), LARGEST_INDEX)
+    _check_range(path, "a probability", tensors["logit_probabilities"], 1, ROUNDING)
     places, last = np.arange(len(tokens)), np.full(len(targets), len(tokens) - 1)
     none, nan = np.full(sum(counts), -1), np.full(sum(counts), np.nan)
     parts = {
@@ -165,6 +161,12 @@ def _columns(
     name = np.full(sum(counts), None, object)
     name[sum(counts[:3]) :] = [text for text, _ in targets]
     return columns | {"token": name}
+
+
+def _check_range(path: Path, name: str, values: ndarray, most: int, tolerance: float = 0.0) -> None:
+    outside = values[~((values >= 0) & (values <= most + tolerance))]  # also what is no number
+    if len(outside):
+        raise TraceError(f"{path}: {name} is {outside[0]}; expected 0 to {most}; save the graph again.")
 
 
 def _info(

@@ -27,6 +27,7 @@ from tracer.options import (
     store_option,
     trace_options,
     warn_of_damage,
+    writable_store,
 )
 from tracer.sql_command import sql
 from tracer.train_command import train
@@ -108,13 +109,11 @@ def trace_prompt(
       trace "the capital of the state containing Dallas is" --target-feature 2/961@Dallas
       trace "calc: 36+59=" --json
     """
-    from graphs import GraphStore
     from tracer.loading import Source
 
     source = Source(model, transcoder, device, dtype, tokenizer)
 
-    folder = GraphStore(store)
-    folder.check_writable()  # now rather than after the work
+    folder = writable_store(store)
 
     from tracer import commands
     from tracer.config import TraceConfig
@@ -291,7 +290,7 @@ def main() -> None:
     except click.ClickException as error:
         CommandError(error.format_message()).show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort:
         CommandError(INTERRUPTED).show()
         sys.exit(2)
     except BrokenPipeError:

@@ -1,11 +1,14 @@
 """Options of `trace diff`, `trace merge` and `trace stability`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tracer.options import existing_store, store_option
+
+if TYPE_CHECKING:
+    from graphs import GraphStore
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -19,6 +22,13 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def _store(options: dict[str, Any]) -> "GraphStore":
+    """The store that is asked for; a comparison is saved there, too."""
+    store = existing_store(options.pop("store"))
+    store.check_writable()
+    return store
 
 
 def _least(of: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -42,7 +52,7 @@ def diff(first: str, second: str, **options: Any) -> None:
     """
     from tracer import compare
 
-    click.echo(compare.diff(existing_store(options.pop("store")), first, second, **options))
+    click.echo(compare.diff(_store(options), first, second, **options))
 
 
 @click.command("merge")
@@ -62,7 +72,7 @@ def merge(graphs: tuple[str, ...], query: str | None, **options: Any) -> None:
     """
     from tracer import compare
 
-    store = existing_store(options.pop("store"))
+    store = _store(options)
     click.echo(compare.merge(store, compare.chosen_graphs(store, graphs, query), **options))
 
 
@@ -86,7 +96,7 @@ def stability(graphs: tuple[str, ...], query: str | None, nodes: str, edges: str
     """
     from tracer import compare
 
-    store = existing_store(options.pop("store"))
+    store = _store(options)
     chosen = compare.chosen_graphs(store, graphs, query)
     if not chosen:
         raise click.UsageError("no graph was named; give a GRAPH, or --query.")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from tracer.options import existing_store, store_option
+from tracer.options import existing_store, store_option, writable_store
 
 
 @click.command("export")
@@ -56,7 +56,6 @@ def import_(files: tuple[Path, ...], check: bool, features: Path | None, transco
       trace import graph.pt --tokenizer gemma-2-2b --node-threshold 0.8 --edge-threshold 0.98
       trace import --features my-transcoder/features --transcoder mntss/clt-gemma-2-2b-426k
     """
-    from graphs import GraphStore
     from tracer import exchange
 
     if (features is None) != (transcoder is None):
@@ -70,7 +69,7 @@ def import_(files: tuple[Path, ...], check: bool, features: Path | None, transco
         for file in files:
             click.echo(exchange.check_file(file))
         return
-    folder = GraphStore(store)
+    folder = writable_store(store)
     for file in files:
         click.echo(exchange.import_file(folder, file, exchange.Wanted(**wanted)))
     if features is not None and transcoder is not None:

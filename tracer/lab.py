@@ -42,13 +42,13 @@ def check_words(prompt: str, known: frozenset[str]) -> None:
     for word in WORD.findall(prompt):
         if word not in known:
             raise TraceError(
-                f"'{word}' is not a word of the lab model; {_instead(word, known)}"
+                f"'{word}' is not a word of the lab model; {_instead(word, prompt, known)}"
                 f"{folder() / 'words.txt'} lists all it knows; use --model for other models."
             )
 
 
-def _instead(word: str, known: frozenset[str]) -> str:
-    if word.isdecimal():
+def _instead(word: str, prompt: str, known: frozenset[str]) -> str:
+    if word.isdecimal() and prompt.lstrip().startswith("calc"):
         return "sums go from 0+0 to 99+99; "
     close = difflib.get_close_matches(word, known, n=3, cutoff=CLOSE)
     close = close or difflib.get_close_matches(word.lower(), known, n=3, cutoff=CLOSE)

@@ -68,6 +68,15 @@ def existing_store(folder: Path) -> "GraphStore":
     return store
 
 
+def writable_store(folder: Path) -> "GraphStore":
+    """The store in the folder, or one that will be made there: refused now rather than after the work."""
+    from graphs import GraphStore
+
+    store = GraphStore(folder)
+    store.check_writable()
+    return store
+
+
 def place(store: "GraphStore") -> str:
     """The store's folder, or the address from which this command fetched it: what another command would be given."""
     context = click.get_current_context(silent=True)

@@ -26,7 +26,7 @@ from transcoders.fingerprint import digest_of, fingerprint
 from transcoders.hub import locate
 
 DECODER_ROWS = 16
-"""Of each layer by which transcoders are told apart."""
+"""Features of each layer whose decoder vectors tell transcoders apart."""
 WORD = re.compile(r"\w+|[^\w\s]+")
 
 
@@ -237,7 +237,7 @@ def _origin_of(model: PreTrainedModel, transcoder: CrossLayerTranscoder) -> Orig
 
 
 def _transcoder_fingerprint(transcoder: CrossLayerTranscoder) -> str:
-    """Of decoders that stay in their files some rows of each layer."""
+    """Of decoders that stay in their files some rows of each layer; where no other numbers differ, nobody notices."""
     some = torch.linspace(0, transcoder.config.n_features - 1, DECODER_ROWS).long()
     layers = range(transcoder.config.n_layers)
     return digest_of(

@@ -42,7 +42,12 @@ OUTPUT = Path(__file__).parents[2] / "tracer" / "lab"
 @click.option(
     "--measure-only", is_flag=True, help="Train nothing; name the features and write the card of what is there."
 )
-@click.option("--first-steps", default=LanguageModelConfig.round.steps, show_default=True)
+@click.option(
+    "--first-steps",
+    default=LanguageModelConfig.round.steps,
+    show_default=True,
+    help="If the first round is done and the build was ended after it, that one is used as it is.",
+)
 @click.option("--joint-steps", default=JointConfig.round.steps, show_default=True)
 @click.option("--transcoder-steps", default=FINISH.steps, show_default=True)
 def build(output: Path, measure_only: bool, first_steps: int, joint_steps: int, transcoder_steps: int) -> None:

@@ -190,7 +190,7 @@ def measure_dead(lab: Lab, transcoder: CrossLayerTranscoder) -> float:
 def measure_place_features(lab: Lab, transcoder: CrossLayerTranscoder, last_layer: int) -> dict[str, dict]:
     """Per family: share of places with a feature of F1 ≥ 0.9 at the city's last token, and what swapping them does.
 
-    The features are chosen on training questions, and both is measured on others of the same family.
+    The features are chosen on training questions, and both are measured on others of the same family.
     """
     numbers = {}
     for family in ("two-hop state", "two-hop country"):

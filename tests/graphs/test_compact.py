@@ -347,13 +347,14 @@ def test_a_broken_list_of_packs_is_told_in_one_line(store, content):
             use()
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("write", [GraphStore.compact, lambda store: store.save(store.load(ids(store)["a b c"]))])
-def test_a_store_of_version_1_opens_and_is_one_of_version_2_once_it_is_written_to(store, write):
+def test_an_older_store_opens_and_is_one_of_this_version_once_it_is_written_to(store, write, version):
     description = store.folder / "store.json"
-    description.write_text('{"format": "clt-tracer store", "schema_version": 1}')
+    description.write_text(f'{{"format": "clt-tracer store", "schema_version": {version}}}')
     old = GraphStore(store.folder)
     assert len(old.list()) == 3
-    assert json.loads(description.read_text())["schema_version"] == 1
+    assert json.loads(description.read_text())["schema_version"] == version
     write(old)
     assert len(old.list()) == 3
     assert json.loads(description.read_text())["schema_version"] == 3

@@ -88,13 +88,13 @@ def test_a_truncated_file_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("name", "place", "value", "message"),
     [
-        ("active_features", (slice(None), 0), 10**13, "a layer is 10000000000000; expected 0 to"),
-        ("active_features", (slice(None), 1), 10**6, "a position is 1000000; expected 0 to"),
-        ("active_features", (slice(None), 1), -1, "a position is -1; expected 0 to"),
-        ("active_features", (slice(None), 2), 2**40, "a feature's number is 1099511627776; expected 0 to"),
-        ("input_tokens", (0,), -1, "a token's number is -1; expected 0 to"),
-        ("logit_probabilities", (0,), 5.0, "a probability is 5.0; expected 0 to 1"),
-        ("logit_probabilities", (0,), float("nan"), "a probability is nan; expected 0 to 1"),
+        ("active_features", (slice(None), 0), 10**13, "a layer is 10000000000000; expected 0 to 3; "),
+        ("active_features", (slice(None), 1), 10**6, "a position is 1000000; expected 0 to 8; "),
+        ("active_features", (slice(None), 1), -1, "a position is -1; expected 0 to 8; "),
+        ("active_features", (slice(None), 2), 2**40, "a feature's number is 1099511627776; expected 0 to 2147483647; "),
+        ("input_tokens", (0,), -1, "a token's number is -1; expected 0 to 2147483647; "),
+        ("logit_probabilities", (0,), 5.0, "a probability is 5.0; expected 0 to 1; "),
+        ("logit_probabilities", (0,), float("nan"), "a probability is nan; expected 0 to 1; "),
     ],
 )
 def test_numbers_that_cannot_be_are_told(tmp_path, saved, name, place, value, message):
