@@ -1,6 +1,6 @@
 """Graphs a second of `trace batch` on the bundled lab model, and whether the order of prompts matters.
 
-    python -m benchmarks.batch                 # 1 and 2 workers, in file order and by length
+    python -m benchmarks.batch                 # 1 and 2 workers, in file order and the longest first
     python -m benchmarks.batch --mixed         # the same with a random model and prompts of 8 to 192 tokens
     python -m benchmarks.batch --ray           # also two actors of a local Ray cluster
     python -m benchmarks.batch --profile       # where the time of one worker goes, function by function
@@ -24,7 +24,7 @@ from tracer.batch import Job, Outcome, Status
 from tracer.config import TraceConfig
 from tracer.loading import Source
 from tracer.processes import trace_in_processes
-from tracer.prompts import Row
+from tracer.prompts import Row, longest_first
 
 MIXED = Case(n_layers=4, d_model=128, n_features=1024, n_tokens=192, l0=16)
 
@@ -53,7 +53,7 @@ def main(
             return
         click.echo("| engine | workers | order | graphs | graphs/s | s with loading |\n|---|---|---|---|---|---|")
         for name, n, run in _engines(workers, with_ray):
-            for order, ordered in (("file", rows), ("length", sorted(rows, key=lambda row: len(row.prompt)))):
+            for order, ordered in (("file", rows), ("length", longest_first(rows))):
                 rate, seconds = max(measured(run, source, ordered, n) for _ in range(repeats))
                 click.echo(f"| {name} | {n} | {order} | {len(rows)} | {rate:.1f} | {seconds:.1f} |")
 

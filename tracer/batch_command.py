@@ -70,7 +70,7 @@ def batch(
     from tracer.config import TraceConfig
     from tracer.errors import TraceError
     from tracer.loading import Source
-    from tracer.prompts import distinct, read_prompts
+    from tracer.prompts import distinct, longest_first, read_prompts
 
     source = Source(model, transcoder, device, dtype, tokenizer)
     config = TraceConfig(prune=not no_prune, **settings)
@@ -81,7 +81,7 @@ def batch(
     if failures == file.resolve():
         raise TraceError(f"{file} is where this batch lists its own failures; give it another name first.")
     rows = read_prompts(file, column, limit=limit)
-    todo = distinct(rows)
+    todo = longest_first(distinct(rows))
     job = Job(store, source, config)
     summary = _run(_outcomes(job, todo, workers, engine, address), len(todo), folder, failures)
     summary["duplicates"] = len(rows) - len(todo)

@@ -63,6 +63,11 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
     return list(first.values())
 
 
+def longest_first(rows: Iterable[Row]) -> list[Row]:
+    """The rows by length: too little memory shows at once, and no worker has a long prompt left at the end."""
+    return sorted(rows, key=lambda row: len(row.prompt), reverse=True)
+
+
 def _read(path: Path) -> list[_Record]:
     kind = path.suffix.lower()
     if kind == ".json":

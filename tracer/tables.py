@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,10 @@ def write_table(table: pa.Table, form: str, output: Path | None) -> None:
 def table_text(table: pa.Table) -> str:
     """A table for people: as wide as it needs to be when not on a terminal."""
     numbers = [is_number(column.type) for column in table.schema]
-    columns = [map(_cell, values) for values in columns_of(table)]
-    rows = [list(row) for row in zip(*columns, strict=True)]
-    if not sys.stdout.isatty() or len(rows) > _WRAPPED_ROWS:
-        return _aligned(table.column_names, rows, numbers)
+    columns = [_cells(values) for values in columns_of(table)]
+    if not sys.stdout.isatty() or len(table) > _WRAPPED_ROWS:
+        return _aligned(table.column_names, columns, numbers)
+    rows = [*zip(*columns, strict=True)]
     from rich.console import Console  # on a pipe nobody waits for them
     from rich.table import Table
 
@@ -77,16 +77,22 @@ def _text(table: pa.Table, form: str) -> str:
             return table_text(table) + "\n"
 
 
-def _aligned(names: list[str], rows: list[list[str]], numbers: list[bool]) -> str:
+def _aligned(names: list[str], columns: list[list[str]], numbers: list[bool]) -> str:
     """The table as rich draws it, but quick for thousands of rows."""
-    lines = [names, *(map(on_one_line, row) for row in rows)]
-    columns = [_padded(column, number) for column, number in zip(zip(*lines, strict=True), numbers, strict=True)]
-    head, *body = zip(*columns, strict=True)
+    padded = [
+        _padded([name, *_on_one_line_each(cells)], number)
+        for name, cells, number in zip(names, columns, numbers, strict=True)
+    ]
+    head, *body = zip(*padded, strict=True)
     rule = "╇".join("━" * (cell_len(cell) + 2) for cell in head)
     return "\n".join([f" {' ┃ '.join(head)}".rstrip(), rule, *(f" {' │ '.join(row)}".rstrip() for row in body)])
 
 
-def _records(names: list[str], rows: list[list[str]]) -> str:
+def _on_one_line_each(cells: list[str]) -> list[str]:
+    return cells if "".join(cells).isprintable() else [on_one_line(cell) for cell in cells]
+
+
+def _records(names: list[str], rows: list[tuple[str, ...]]) -> str:
     """A row below the other, a value a line: for more columns than fit side by side."""
     widest = max(map(cell_len, names), default=0)
     return "\n".join(
@@ -99,15 +105,14 @@ def _records(names: list[str], rows: list[list[str]]) -> str:
     )
 
 
-def _padded(cells: Sequence[str], number: bool) -> list[str]:
-    lengths = [len(cell) if cell.isascii() and cell.isprintable() else cell_len(cell) for cell in cells]
+def _padded(cells: list[str], number: bool) -> list[str]:
+    together = "".join(cells)
+    lengths = [*map(len if together.isascii() and together.isprintable() else cell_len, cells)]
     widest = max(lengths)
     spaces = [" " * (widest - length) for length in lengths]
     pairs = zip(spaces, cells, strict=True) if number else zip(cells, spaces, strict=True)
     return [first + second for first, second in pairs]
 
 
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _cells(values: list[Any]) -> list[str]:
+    return ["" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]

@@ -184,9 +184,9 @@ def test_where_stderr_is_no_terminal_a_batch_tells_in_lines_how_far_it_is(source
     (tmp_path / "prompts.txt").write_text("w1 w2\n\nw3 w4\n" + "w1 " * 50)
     code, _, errors = command(*batch_arguments(source, "prompts.txt"))
     assert code == 1
-    first, second, third = errors.splitlines()
-    assert re.fullmatch(r"trace: 1 of 3 prompts, 0 failed, \d+ minutes left", first)
-    assert re.fullmatch(r"trace: 2 of 3 prompts, 0 failed, \d+ minutes left", second)
+    first, second, third = errors.splitlines()  # the longest first
+    assert re.fullmatch(r"trace: 1 of 3 prompts, 1 failed, \d+ minutes left", first)
+    assert re.fullmatch(r"trace: 2 of 3 prompts, 1 failed, \d+ minutes left", second)
     assert third == "trace: 3 of 3 prompts, 1 failed, 0 minutes left"
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tracer.errors import TraceError
-from tracer.prompts import Row, distinct, read_prompts
+from tracer.prompts import Row, distinct, longest_first, read_prompts
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -90,6 +90,12 @@ def test_a_limit_takes_the_first(tmp_path):
 def test_a_prompt_that_comes_again_keeps_its_first_row():
     rows = [Row(1, "a", (("n", "1"),)), Row(2, "b"), Row(3, "a", (("n", "3"),))]
     assert distinct(rows) == rows[:2]
+
+
+def test_the_longest_come_first_and_equals_in_the_order_of_the_file():
+    assert longest_first([Row(1, "a"), Row(2, "a b c"), Row(3, "b"), Row(4, "")]) == [
+        Row(2, "a b c"), Row(1, "a"), Row(3, "b"), Row(4, "")
+    ]  # fmt: skip
 
 
 def test_rows_without_a_prompt_are_failures_of_their_own_and_stop_no_others(tmp_path):
