@@ -1,7 +1,8 @@
 """A transcoder trained by a peer with its own loss, in a process of its own; written as tensors that ours can read.
 
-Known are the peers of benchmarks/train_peer.py. Their BatchTopK becomes a threshold per layer at the end, the least
-that fired, on average over some batches. The learning rate of each step comes with the data.
+Known are the peers of benchmarks/train_peer.py. Their BatchTopK becomes thresholds at the end: decode-clt's by its own
+conversion, Llamascopium's by the least that fired in a layer, on average over some batches. The learning rate of each
+step comes with the data.
 """
 
 from pathlib import Path
@@ -20,16 +21,16 @@ CALIBRATION = 8
 def _of_crosslayer_coding(model: nn.Module, held: list[Tensor]) -> dict[str, Tensor]:
     encoders, decoders = model.encoder_module.encoders, model.decoder_module.decoders
     layers = range(len(encoders))
-    found = [model.get_feature_activations(dict(enumerate(inputs))) for inputs in held]
+    # its own way from BatchTopK, which ranks by deviations from each feature's mean over the batch, to thresholds
+    threshold = model.estimate_theta_posthoc([(dict(enumerate(inputs)), {}) for inputs in held], num_batches=len(held))
     tensors = {
+        "threshold": threshold,
         "W_enc": torch.stack([encoder.weight for encoder in encoders]),
         "b_enc": torch.stack([_bias(encoder, encoder.weight.shape[0]) for encoder in encoders]),
         "b_dec": torch.stack(
             [sum(_bias(decoders[f"{s}->{t}"], encoders[0].weight.shape[1]) for s in range(t + 1)) for t in layers]
         ),
     }
-    least = torch.stack([torch.stack([_least(one[layer]) for one in found]).mean() for layer in layers])
-    tensors["threshold"] = least[:, None].expand(tensors["b_enc"].shape)
     for source in layers:
         reached = [decoders[f"{source}->{target}"].weight.T for target in layers[source:]]
         tensors[f"W_dec.{source}"] = torch.stack(reached, dim=1)
