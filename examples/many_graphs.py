@@ -105,7 +105,7 @@ The same from the command line: trace the prompts, then
 
 ```sh
 trace merge FIRST SECOND --align anywhere --name phrasings-texas
-trace merge --query "SELECT graph_id FROM graphs WHERE prompt LIKE 'the capital of%'" --name capitals
+trace merge --query "FROM graphs WHERE prompt LIKE 'the capital of the state containing %'" --name capitals
 trace diff DALLAS OAKLAND
 trace "the capital of the state containing Dallas is" --no-prune    # stability prunes, so it needs the whole graph
 trace stability WHOLE

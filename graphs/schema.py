@@ -173,7 +173,12 @@ _FEATURES = _table(
     _column("top_logits", _TOKEN_VALUES, "Tokens that the feature promotes most, directly.", "logits per activation"),
     _column("bottom_logits", _TOKEN_VALUES, "Tokens that the feature suppresses most.", "logits per activation"),
     _column("examples", _EXAMPLES, "Texts on which the feature fires, and where it fires most.", "activation"),
-    _column("histogram", pa.list_(pa.int64()), "Activations in 20 equal bins of (0, max_activation].", "tokens"),
+    _column(
+        "histogram",
+        pa.list_(pa.int64()),
+        "Activations in 20 equal bins of (0, max_activation], or as imported.",
+        "tokens",
+    ),
     _column("label", pa.string(), "What the feature is about, in words."),
     _column("label_source", pa.string(), "Where the label comes from: 'fires on', 'promotes', 'user', …"),
     _column(

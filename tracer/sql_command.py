@@ -55,8 +55,9 @@ def sql(
     """Query all saved graphs with one read-only DuckDB SELECT.
 
     QUERY is SQL in quotes, or - to read it from stdin. Without a query, a shell opens on a terminal, and stdin is
-    read otherwise. Tables: graphs, nodes, edges, features, supernodes, interventions, validations, tokens, logits; for
-    them and the macros see docs/schema.md. Of a training run's folder, the one table is metrics.
+    read otherwise. Tables: graphs, nodes, edges, features, supernodes, interventions, validations, tokens, logits,
+    comparisons, comparison_nodes, comparison_edges; for them and the macros see docs/schema.md. Of a training run's
+    folder, the one table is metrics.
 
     \b
     Examples:
