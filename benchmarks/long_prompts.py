@@ -50,7 +50,7 @@ def main(
                 sys.executable, str(HERE / "trace_ours.py"), str(folder), "--repeats=1", f"--threads={threads}",
                 f"--device={device}", f"--dtype={dtype}", f"--max-features={max_features}",
             ]  # fmt: skip
-            run, _, _ = measured(command)
+            run, _ = measured(command)
             table.add_row(
                 f"{n:,}", f"{run['active']:,}", f"{run['edges']:,}", f"{run['attribution_seconds'][0]:.0f}",
                 f"{run['peak_mb']:,.0f}", f"{run['conservation_error']:.0e}", f"{run['coverage']:.3f}",

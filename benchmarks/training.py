@@ -142,7 +142,7 @@ def write_activations(file: Path, n_layers: int, n_tokens: int, d_model: int) ->
 
 def ways_of(peer: str) -> list[str]:
     """The peers that this Python has."""
-    ways, _, _ = measured([peer, str(HERE / "train_peer.py"), "--list"])
+    ways, _ = measured([peer, str(HERE / "train_peer.py"), "--list"])
     if not ways["ways"]:
         raise click.UsageError(f"{peer} has none of the peers that benchmarks/train_peer.py knows; see its docstring.")
     return ways["ways"]

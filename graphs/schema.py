@@ -293,6 +293,23 @@ def tables() -> dict[str, pa.Schema]:
     }
 
 
+def table_examples() -> dict[str, str]:
+    """For every table a query that shows what it is for."""
+    return {
+        "graphs": "SELECT prompt, n_edges, replacement_score FROM graphs ORDER BY replacement_score",
+        "nodes": "SELECT kind, count(*) AS n, sum(influence) AS influence FROM nodes GROUP BY kind",
+        "edges": "SELECT target, max(abs(weight)) AS strongest FROM edges WHERE graph_id = $graph GROUP BY target",
+        "features": "SELECT layer, feature, label FROM features WHERE density > 0.1",
+        "supernodes": "SELECT supernode, sum(n.influence) AS influence\n"
+        "FROM supernodes AS s JOIN nodes AS n USING (graph_id, node) GROUP BY ALL",
+        "interventions": "SELECT graph_id, count(*) AS n FROM interventions GROUP BY graph_id",
+        "validations": "SELECT graph_id, count(*) AS n FROM validations GROUP BY graph_id",
+        "comparisons": "SELECT comparison, kind, node_overlap FROM comparisons",
+        "comparison_nodes": "SELECT layer, feature, label, share FROM comparison_nodes WHERE share = 1",
+        "comparison_edges": "SELECT source, target, mean_weight, sd_weight FROM comparison_edges WHERE share >= 0.9",
+    }
+
+
 def description(described: pa.Schema | pa.Field) -> str:
     """One sentence on the table or column, with the unit if it has one."""
     metadata = described.metadata or {}
@@ -351,13 +368,15 @@ def schema_markdown() -> str:
     store = (files("graphs") / "store.md").read_text("utf-8")
     lines = [f"Schema version {SCHEMA_VERSION}.", "", store]
     for name, schema in tables().items():
-        lines += [f"## {name}", "", description(schema), "", *_columns_markdown(schema)]
+        lines += [f"## {name}", "", description(schema), *_example_markdown(table_examples()[name])]
+        lines += _columns_markdown(schema)
     for name, sql in views().items():
-        lines += [f"## {name}", "", macro_description(sql), *_example_markdown(sql)]
+        lines += [f"## {name}", "", macro_description(sql), *_example_markdown(macro_example(sql))]
         lines += _columns_markdown(view_columns(name))
     lines += ["## Macros", ""]
     for name, sql in sorted(macros().items()):
-        lines += [f"### `{macro_signature(name, sql)}`", "", macro_description(sql), *_example_markdown(sql)]
+        lines += [f"### `{macro_signature(name, sql)}`", "", macro_description(sql)]
+        lines += _example_markdown(macro_example(sql))
     return "\n".join(lines)
 
 
@@ -370,8 +389,8 @@ def _columns_markdown(columns: Iterable[pa.Field]) -> list[str]:
     return [*lines, ""]
 
 
-def _example_markdown(sql: str) -> list[str]:
-    return ["", "```sql", macro_example(sql), "```", ""]
+def _example_markdown(query: str) -> list[str]:
+    return ["", "```sql", query, "```", ""]
 
 
 def _statements() -> dict[str, str]:

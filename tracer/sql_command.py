@@ -20,6 +20,7 @@ RUN, METRICS = "run.json", "metrics.parquet"
 """In the folder of a training run. `transcoders.progress` names them too, but imports torch, which takes seconds."""
 
 
+SAFE_SECONDS, SAFE_ROWS = 20.0, 100_000
 _FORMS = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
@@ -28,6 +29,10 @@ _FORMS = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl",
 @click.option("--file", "source", type=click.Path(path_type=Path), help="Read the query from this file.")
 @click.option("--saved", metavar="NAME", help="Ask the query that was saved under this name.")
 @click.option("--save", metavar="NAME", help="Save the query under this name, if it could be answered.")
+@click.option(
+    "--safe", is_flag=True, help="For a query of somebody else: a process answers it that may read the store and "
+    f"nothing else, and that is stopped after {SAFE_SECONDS:.0f} s or where it takes too much memory."
+)  # fmt: skip
 @click.option("--list-saved", is_flag=True, help="List the saved queries.")
 @click.option(
     "--format",
@@ -50,7 +55,7 @@ _FORMS = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl",
 )
 def sql(
     arguments: tuple[str, ...], source: Path | None, saved: str | None, save: str | None, list_saved: bool,
-    form: str | None, output: Path | None, values: tuple[str, ...], texts: tuple[str, ...],
+    form: str | None, output: Path | None, values: tuple[str, ...], texts: tuple[str, ...], safe: bool,
 ) -> None:  # fmt: skip
     """Query all saved graphs with one read-only DuckDB SELECT.
 
@@ -67,6 +72,7 @@ def sql(
       trace sql "FROM common_features(NULL, \\$k)" --param k=20 --format json -o features.json
       trace sql --file question.sql --save question
       trace sql --saved question
+      trace sql --safe --file theirs.sql
       trace sql s3://bucket/graphs "SELECT count(*) FROM edges"
       trace sql my-run "SELECT step, loss, l0 FROM metrics"
       trace sql
@@ -78,8 +84,10 @@ def sql(
     parameters = {**_parameters(texts, str), **_parameters(values, parameter_value)}
     folder, query = _split(arguments, has_query=bool(source or saved or list_saved))
     if _is_run(folder):
-        if saved or save or list_saved:
-            raise click.ClickException(f"{folder} is a training run, which saves no queries; leave --save… out.")
+        if saved or save or list_saved or safe:
+            raise click.ClickException(
+                f"{folder} is a training run, which saves no queries and has one table; leave --save… and --safe out."
+            )
         table = _of_metrics(folder, _query(query, source), parameters, _limits(form))
         write_table(table, form, output)
         return
@@ -91,15 +99,28 @@ def sql(
     if source is not None and saved is not None:
         raise click.ClickException("--file and --saved are two queries; give one of them.")
     text = _query(query, source) if saved is None else store.saved_query(saved)
+    if text is None and safe:
+        raise click.ClickException("--safe is for one query, not for the shell; give the query too.")
     if text is None:
         from tracer.sql_shell import run_shell
 
         run_shell(store, parameters)
         return
-    table = store.query(text, parameters, _limits(form))
+    table = _safe_answer(store, text, parameters) if safe else store.query(text, parameters, _limits(form))
     if save is not None:
         store.save_query(save, text)
     write_table(table, form, output)
+
+
+def _safe_answer(store: "GraphStore", query: str, parameters: dict[str, object]) -> "pa.Table":
+    """The answer of a process that may do little, as it comes: what is no number is text."""
+    from graphs.sandbox import query as ask
+
+    answer = ask(store, query, parameters, seconds=SAFE_SECONDS, max_rows=SAFE_ROWS, max_cells=2_000_000,
+                 max_bytes=64 << 20)  # fmt: skip
+    if answer.truncated:
+        click.echo(f"trace: only the first {len(answer.table)} rows of the answer are told.", err=True)
+    return answer.table
 
 
 def _split(arguments: tuple[str, ...], *, has_query: bool) -> tuple[Path, str | None]:

@@ -33,8 +33,7 @@ def measure_scales(
     """Scales of some activations as they come from the model."""
     root = inputs.shape[-1] ** 0.5
     read, written = inputs.float().norm(dim=-1), outputs.float().norm(dim=-1)
-    if not bool(torch.isfinite(read).all() and torch.isfinite(written).all()):
-        raise TranscoderError("the model's activations are not finite; check its weights, or load it in float32.")
+    check_finite(read, written)
     if not bool((read.mean(1) > 0).all() and (written.mean(1) > 0).all()):
         raise TranscoderError(
             "an MLP of the model reads or writes nothing but zeros; there is nothing to learn from it."
@@ -45,6 +44,12 @@ def measure_scales(
     scale = root / written.mean(1)
     square = written.square().mean(1) * scale.square()
     return Scales(root / read.mean(1), scale, read.mean(1), square, bool((share > SINKS).any()))
+
+
+def check_finite(*measured: Tensor) -> None:
+    """Raise `TranscoderError` if something that was measured of a model's activations is no number."""
+    if not all(bool(torch.isfinite(values).all()) for values in measured):
+        raise TranscoderError("the model's activations are not finite; check its weights, or load it in float32.")
 
 
 @torch.no_grad()

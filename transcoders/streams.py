@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transcoders.activations import mlp_activations
 from transcoders.config import TrainConfig
 from transcoders.corpus import Corpus, pack
+from transcoders.errors import TranscoderError
 from transcoders.files import told_in_one_line, write_atomically
 from transcoders.fingerprint import fingerprint
-from transcoders.scales import Scales, measure_scales
+from transcoders.scales import Scales, check_finite, measure_scales
 from transcoders.shuffle import Activations, Batch, ShuffleBuffer
 
 FORWARD_TOKENS = 8192
@@ -97,7 +98,13 @@ def scaled(forward: Forward, scales: Scales, config: TrainConfig, device: torch.
     def forward_scaled(tokens: Int[Tensor, "sequence position"]) -> Activations:
         inputs, outputs, position = (part.to(device) for part in forward(tokens))
         sizes = inputs.float().norm(dim=-1)
+        check_finite(sizes, outputs)
         keep = (sizes <= config.largest_norm * scales.largest.to(device)[:, None]).all(0)
+        if not bool(keep.any()):
+            raise TranscoderError(
+                f"none of {len(keep)} tokens read at once is of usual size: all are more than {config.largest_norm:g} "
+                "times as large as those at the beginning of the data; shuffle its documents."
+            )
         inputs = inputs[:, keep].float() * scales.inputs.to(device)[:, None, None]
         outputs = outputs[:, keep].float() * scales.outputs.to(device)[:, None, None]
         return inputs.to(dtype), outputs.to(dtype), position[keep]

@@ -1,13 +1,23 @@
 """Views and macros, in folders and in packs; each example of the documentation is run."""
 
 import re
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
-from graphs import GraphError, GraphStore, NodeKind, strongest_paths
+from graphs import (
+    Annotations,
+    Comparison,
+    GraphError,
+    GraphStore,
+    NodeKind,
+    Supernode,
+    merge_graphs,
+    strongest_paths,
+)
 from graphs.reach import reach
-from graphs.schema import macro_example, macros, views
+from graphs.schema import macro_example, macros, table_examples, tables, views
 from tests.graphs.conftest import drop_columns
 
 
@@ -37,6 +47,20 @@ def test_the_example_in_the_documentation_answers(store, graphs, name):
     answer = store.sql(sql, **{found: values[found] for found in set(re.findall(r"\$(\w+)", sql))})
     assert answer.num_rows > 0
     assert name in sql
+
+
+def test_every_table_has_an_example_that_answers(tmp_path, make_graph):
+    store = GraphStore(tmp_path)
+    graph = make_graph("tffl", [(0, 1, 1.0), (1, 3, 2.0), (2, 3, 1.0)])
+    graph_id = store.save(graph, Annotations((Supernode("both", (1, 2)),)))
+    about = Comparison("itself", "diff", [graph_id, graph_id], "diff", datetime.now(UTC))
+    store.save_comparison(about, merge_graphs([graph, graph]))
+    assert list(table_examples()) == list(tables())
+    filled = {"graphs", "nodes", "edges", "supernodes", "comparisons", "comparison_nodes", "comparison_edges"}
+    for name, sql in table_examples().items():
+        answer = store.sql(sql, **({"graph": graph_id} if "$graph" in sql else {}))
+        assert (answer.num_rows > 0) == (name in filled), name
+        assert f"FROM {name}" in sql
 
 
 def test_tokens_and_logits_are_the_nodes_of_their_kinds(store, graphs):

@@ -127,11 +127,14 @@ REFUSED = [
     "WITH x AS (COPY (SELECT 1 AS a) TO '{file}' (USE_TMP_FILE false, FORMAT parquet)) SELECT 1",
     "WITH x AS (COPY (SELECT 1 AS a) TO '{new}') SELECT 1",
     "ATTACH '{new}' AS other",
+    "ATTACH '{file}' AS other",
     "EXPORT DATABASE '{new}'",
     "CREATE TEMP TABLE x AS SELECT 1",
     "WITH x AS (INSERT INTO nodes (node) VALUES (1) RETURNING *) SELECT * FROM x",
     "EXPLAIN ANALYZE COPY nodes TO '{new}'",
     "PIVOT nodes ON kind",
+    "CHECKPOINT",
+    "LOAD httpfs",
     # a transaction that breaks every later query of the connection
     "BEGIN",
     "INSTALL httpfs",
@@ -183,7 +186,6 @@ ASK = """
 import json, resource, sys
 from graphs import GraphError, GraphStore
 from graphs.sandbox import query
-from tests.waiting import wait_until
 try:
     query(GraphStore(sys.argv[1]), sys.argv[2], {}, seconds=2.0, memory=1 << 30)
 except GraphError as error:
@@ -229,6 +231,34 @@ def test_a_worker_cannot_write_anything_even_if_duckdb_would(store, tmp_path):
     )
     assert "File too large" in result.stderr
     assert (tmp_path / "new").read_text() == ""
+
+
+def test_a_worker_has_given_up_what_it_does_not_need():
+    code = (
+        "import sys, json, resource; sys.path[:] = json.loads(sys.argv[1])\n"
+        "from graphs.sandbox_worker import _address_space, _give_up_rights\n"
+        "before = _address_space()\n"
+        "_give_up_rights(1 << 30, 1.0)\n"
+        "limits = {name: resource.getrlimit(getattr(resource, 'RLIMIT_' + name)) for name in sys.argv[2].split()}\n"
+        "limits['AS'] = [limit - before for limit in limits['AS']]\n"
+        "print(json.dumps([limits, open('/proc/self/status').read()]))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", code, json.dumps(sys.path), "AS CORE CPU FSIZE"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    limits, status = json.loads(result.stdout)
+    assert limits == {"AS": [1 << 30, 1 << 30], "CORE": [0, 0], "CPU": [9, 9], "FSIZE": [0, 0]}
+    assert "NoNewPrivs:\t1\n" in status
+
+
+def test_a_transaction_that_fails_breaks_no_later_query(store):
+    for sql in ("BEGIN", "SELECT error('no')", "PRAGMA table_info('no_table')"):
+        with pytest.raises(GraphError):
+            ask(store, sql)
+        assert ask(store, "SELECT 1 AS x").table.to_pylist() == [{"x": 1}]
 
 
 def test_a_parameter_that_is_no_value_is_refused(store):

@@ -1,12 +1,14 @@
 """Export, import and comparison as people run them: real processes, one-line errors, nothing half imported."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import networkx
+import numpy as np
 import pytest
 
-from graphs import GraphStore
+from graphs import Annotations, GraphStore, NodeKind, Supernode
 from tests.tracer.conftest import CASES
 from tests.tracer.processes import refused, run
 
@@ -51,6 +53,28 @@ def test_export_and_import_give_the_same_graph(store, tmp_path):
     assert run("export", graph_id, str(tmp_path / "out.graphml"), folder=store).returncode == 0
     assert networkx.read_graphml(tmp_path / "out.graphml").number_of_edges() == 244
     assert "end it in .json or .graphml" in refused(run("export", graph_id, str(tmp_path / "out.txt"), folder=store))
+
+
+def test_supernodes_pins_and_labels_go_out_and_come_in(store, tmp_path):
+    theirs = GraphStore(store / "graphs-store")
+    graph = theirs.load(graph_of(store, 40))
+    own = GraphStore(tmp_path / "own")
+    features = np.flatnonzero(graph.kind == NodeKind.FEATURE).tolist()
+    label = graph.label.copy()
+    label[features[0]] = "a state"
+    told = Annotations((Supernode("states", tuple(features[:2])),), tuple(features[1:3]))
+    graph_id = own.save(replace(graph, label=label), told)
+    out = str(tmp_path / "out.json")
+    assert run("export", graph_id, out, "--store", str(tmp_path / "own"), folder=tmp_path).returncode == 0
+    assert run("import", out, "--store", str(tmp_path / "other"), folder=tmp_path).returncode == 0
+    other = GraphStore(tmp_path / "other")
+    [came] = other.ids()
+    found = other.annotations(came)
+    assert (found.supernodes, found.pinned) == (told.supernodes, told.pinned)
+    assert other.load(came).label[features[0]] == "a state"
+    assert [row["name"] for row in other.sql("SELECT DISTINCT supernode AS name FROM supernodes").to_pylist()] == [
+        "states"
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -204,6 +204,19 @@ def test_a_query_that_is_interrupted_is_told_in_one_line(folder, number):
     assert line.startswith("trace: interrupted; ")
 
 
+def test_a_query_of_somebody_else_is_answered_safely(run, refused, command, folder, monkeypatch):
+    sql = "SELECT kind, count(*) AS n FROM nodes WHERE layer < $most GROUP BY kind ORDER BY kind"
+    assert run(sql, "--safe", "--param", "most=2") == run(sql, "--param", "most=2")
+    assert "disabled by configuration" in refused("FROM read_text('/etc/hostname')", "--safe")
+    monkeypatch.setattr("tracer.sql_command.SAFE_ROWS", 7)
+    code, output, errors = command("sql", "FROM range(9)", "--safe", inside=folder)
+    assert (code, len(output.splitlines())) == (0, 8)
+    assert errors == "trace: only the first 7 rows of the answer are told.\n"
+    monkeypatch.setattr("tracer.sql_command.SAFE_SECONDS", 3.0)
+    endless = "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM t) SELECT count(*) FROM t"
+    assert "took longer than 3 s" in refused(endless, "--safe")
+
+
 def test_a_query_that_fails_is_not_saved(folder, refused):
     refused("SELEC 1", "--save", "broken")
     assert "broken" not in GraphStore(folder / "graphs-store").saved_query_names()

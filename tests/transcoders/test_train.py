@@ -22,6 +22,7 @@ from transcoders.corpus import tokens_corpus
 from transcoders.parallel import Place
 from transcoders.progress import latest, read_tensors
 from transcoders.scales import measure_scales
+from transcoders.streams import open_streams, scaled
 from transcoders.train import Reporting, Stopped, learn
 
 HERE = Path(__file__).parent
@@ -244,13 +245,50 @@ def test_a_run_that_is_asked_to_stop_before_its_first_step_ends_at_once(tmp_path
     assert latest(tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [(float("nan"), "the model's activations are not finite"), (1e6, "tokens read at once is of usual size")],
+)
+def test_activations_that_cannot_be_learnt_from_end_the_run_after_its_beginning_too(spoil, told):
+    """As of a text that overflows in half precision: nothing else would ever fill the buffer."""
+    model = tiny_llama(0).requires_grad_(False)
+    inputs, outputs = torch.randn(2, 3, 200, 16, generator=torch.Generator().manual_seed(0))
+    good = measure_scales(inputs, outputs)
+
+    def forward(tokens):
+        return inputs * spoil, outputs, torch.ones(200, dtype=torch.int64)
+
+    stream = open_streams(
+        scaled(forward, good, SMALL, model.device, torch.float32), tokens_corpus(texts(), "texts"), tiny_tokenizer(),
+        SMALL, [0], model.device,
+    )[0]  # fmt: skip
+    with pytest.raises(TranscoderError, match=told):
+        stream.next(64)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path):
     config = replace(SMALL, learning_rate=1e30, warm_up=25, clip=1e30)
     with pytest.raises(TranscoderError, match="the loss is not finite at step"):
         trained(tmp_path, config, report_every=1, checkpoint_every=1)
     good = latest(tmp_path)
-    if good is not None:
-        assert all(bool(t.isfinite().all()) for t in read_tensors(good / "common.safetensors").values())
+    assert good is not None
+    files = [*good.glob("*.safetensors")]
+    assert len(files) > 1
+    assert all(bool(tensor.isfinite().all()) for file in files for tensor in read_tensors(file).values())
+
+
+def test_a_model_that_gives_no_numbers_any_more_ends_the_run_and_keeps_the_checkpoint(tmp_path):
+    model = tiny_llama(0).requires_grad_(False)
+
+    def spoil(step, steps):
+        if step == 7:
+            model.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
+
+    reporting = Reporting(on_step=spoil, checkpoint_every=5)
+    with pytest.raises(TranscoderError, match="the model's activations are not finite"):
+        train(model, tiny_tokenizer(), tokens_corpus(texts(), "texts"), SMALL, tmp_path, reporting=reporting)
+    # a forward pass, the first, gives 30 steps their tokens; the second is of the spoilt model
+    assert latest(tmp_path).name == "step-25"
 
 
 def run_script(folder, *arguments, n=1, timeout=120):
