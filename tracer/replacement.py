@@ -217,7 +217,8 @@ def _model_revision(model: PreTrainedModel, folder: Path) -> str:
     if commit:
         return commit
     config = model.config.to_dict()
-    config.pop("_name_or_path", None)  # the same model in another folder is the same model
+    for name in ("_name_or_path", "transformers_version"):  # in another folder, or opened by another version
+        config.pop(name, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         with path.open("rb") as file:

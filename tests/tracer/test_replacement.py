@@ -107,6 +107,15 @@ def test_a_trace_records_what_it_did(replacement):
     assert '"node_threshold": 0.8' in info.config
 
 
+def test_a_models_revision_is_the_same_with_another_version_of_transformers(monkeypatch):
+    case = CASES / "llama-clt-jumprelu"
+    here = ReplacementModel.load(case / "model", case / "transcoder").origin
+    monkeypatch.setattr("transformers.configuration_utils.__version__", "5.999.0")
+    later = ReplacementModel.load(case / "model", case / "transcoder")
+    assert later.model.config.to_dict()["transformers_version"] == "5.999.0"
+    assert later.origin.model_revision == here.model_revision
+
+
 def test_a_models_revision_changes_with_its_weights_and_not_with_its_folder(tmp_path):
     case = CASES / "llama-clt-jumprelu"
     shutil.copytree(case / "model", tmp_path / "moved")
