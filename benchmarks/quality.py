@@ -39,9 +39,10 @@ from tracer.evaluation_report import evaluation_record
 from tracer.material import Material, material_of_prompts
 from tracer.replacement import ReplacementModel
 from transcoders import CrossLayerTranscoder, TrainConfig, load
+from transcoders.checkpoint import as_stored, in_memory
 from transcoders.objective import learning_rate_at
 from transcoders.parallel import Place
-from transcoders.scales import Scales, fold, measure_scales
+from transcoders.scales import Scales, folded, measure_scales
 from transcoders.shuffle import Batch
 from transcoders.train import Reporting, learn, shape_of
 
@@ -152,8 +153,7 @@ def _trained_by_peer(python: str, way: str, opened: Lab, sites: Sites, config: T
         shape = replace(shape_of(opened.model, config, "lab"), activation="jumprelu")
         transcoder = CrossLayerTranscoder(shape)
         transcoder.load_state_dict(load_file(output))
-    fold(transcoder, scales)
-    return transcoder.eval().requires_grad_(False)
+    return in_memory(folded(as_stored(transcoder), scales))
 
 
 def _note(row: dict[str, Any]) -> None:

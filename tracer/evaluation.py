@@ -16,11 +16,12 @@ from tracer.pipeline import trace
 from tracer.precision import computing_in
 from tracer.replacement import ReplacementModel
 from transcoders import load, load_on_demand
-from transcoders.comparison import Comparison, by_position, compare, one_by_one
+from transcoders.comparison import Comparison, by_norm, by_position, compare, one_by_one
 from transcoders.memory import free_memory
 from transcoders.passages import passages_of_prompts
 from transcoders.reconstruction import (
     Errors,
+    answer_norms,
     decoder_norms,
     densities,
     density_histogram,
@@ -72,8 +73,9 @@ class Evaluation:
     """With each layer replaced alone."""
     up_to: list[Comparison]
     """With all layers replaced up to each one."""
-    answers_by_position: list[Comparison]
+    answers_by_norm: list[Comparison]
     """With all layers replaced."""
+    answers_by_position: list[Comparison]
     graphs: list[Traced]
     seconds: float
 
@@ -123,7 +125,8 @@ def evaluate(
     return Evaluation(
         replacement, material, errors(seen), errors_by_norm(seen), errors_by_position(seen),
         errors(seen, seen.readout[None]) if material.reads_last else None, density_histogram(densities(seen)),
-        decoder_norms(transcoder), alone, up_to, by_position(answers, up_to[-1]), graphs, time.perf_counter() - start,
+        decoder_norms(transcoder), alone, up_to, by_norm(answer_norms(seen), up_to[-1]),
+        by_position(answers, up_to[-1]), graphs, time.perf_counter() - start,
     )  # fmt: skip
 
 

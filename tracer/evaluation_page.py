@@ -122,14 +122,14 @@ def _buckets(record: dict[str, Any]) -> str:
             rows.append(("all", [record[key], *(one[key] for _, one in groups)]))
         show = number if key != "l0" else "{:.1f}".format
         tables.append(f"<h3>{title}</h3>{heat_table('layer', ['all', *(name for name, _ in groups)], rows, show)}")
-    answers = [[one["name"], share(one["top1_match"]), number(one["kl"])] for one in places if one["kl"] is not None]
-    if len(answers) > 1:
-        tables.append("<h3>Answers with all MLPs replaced</h3>" + table(["position", "top-1 match", "KL"], answers))
+    answers = [[name, share(one.get("top1_match")), number(one.get("kl"))] for name, one in groups if "kl" in one]
+    known = [row for row in answers if row[1]]
+    tables.append("<h3>Answers with all MLPs replaced</h3>" + table(["read at", "top-1 match", "KL"], known))
     return _section(
         "By size and by position",
-        "Norms are those of the MLP output, in root mean squares of its layer; positions count from the start of the "
-        "sequence, whose first token is left out. Means over all tokens can hide a transcoder that fails where answers "
-        "are made.",
+        "Norms are those of the MLP output, in root mean squares of its layer (for answers, of all layers); positions "
+        "count from the start of the sequence, whose first token is left out. Means over all tokens can hide a "
+        "transcoder that fails where answers are made.",
         "".join(tables),
     )
 

@@ -40,16 +40,8 @@ def evaluation_record(done: Evaluation) -> dict[str, Any]:
             }
             for layer in range(config.n_layers)
         ],
-        "by_norm": [
-            {"name": name} | _bucket_record(errors, config.n_layers)
-            for name, errors in zip(bucket_names(NORMS), done.by_norm, strict=True)
-        ],
-        "by_position": [
-            {"name": name} | _bucket_record(errors, config.n_layers) | _agreement(answers)
-            for name, errors, answers in zip(
-                bucket_names(POSITIONS), done.by_position, done.answers_by_position, strict=True
-            )
-        ],
+        "by_norm": _bucket_records(NORMS, done.by_norm, done.answers_by_norm, config.n_layers),
+        "by_position": _bucket_records(POSITIONS, done.by_position, done.answers_by_position, config.n_layers),
         "at_answer": None if done.last is None else _bucket_record(done.last, config.n_layers),
         "density_bounds": list(DENSITIES),
         "graphs": {
@@ -119,20 +111,18 @@ def _layer_table(record: dict[str, Any]) -> str:
 
 
 def _bucket_tables(record: dict[str, Any]) -> str:
-    columns = ["", "share of tokens", "NMSE", "rel. error", "L0"]
-    norms = [_bucket_row(one["name"], one, record) for one in record["by_norm"] if one["tokens"]]
-    places = [
-        [*_bucket_row(one["name"], one, record), share(one["top1_match"]), number(one["kl"])]
-        for one in record["by_position"]
-        if one["tokens"]
-    ]
+    columns = ["", "share of tokens", "NMSE", "rel. error", "L0", "top-1", "KL"]
+    norms, places = (
+        [_bucket_row(one["name"], one, record) for one in record[part] if one["tokens"]]
+        for part in ("by_norm", "by_position")
+    )
     if record["at_answer"] is not None:
-        here = _bucket_row("last", record["at_answer"], record)
-        places.append([*here, share(record["top1_match"]), number(record["kl"])])
+        answers = {"top1_match": record["top1_match"], "kl": record["kl"]}
+        places.append(_bucket_row("last", record["at_answer"] | answers, record))
     return "\n\n".join(
         [
             _table("By norm of the MLP output, in root mean squares of its layer", columns, norms),
-            _table("By position in the sequence", [*columns, "top-1", "KL"], places),
+            _table("By position in the sequence", columns, places),
         ]
     )
 
@@ -140,7 +130,8 @@ def _bucket_tables(record: dict[str, Any]) -> str:
 def _bucket_row(name: str, bucket: dict[str, Any], record: dict[str, Any]) -> list[str]:
     part = bucket["tokens"] / (record["tokens"] * record["n_layers"])
     l0 = "" if bucket["l0"] is None else f"{bucket['l0']:.1f}"
-    return [name, share(part), number(bucket["nmse"]), number(bucket["relative_error"]), l0]
+    errors = [number(bucket["nmse"]), number(bucket["relative_error"]), l0]
+    return [name, share(part), *errors, share(bucket["top1_match"]), number(bucket["kl"])]
 
 
 def _prompt_table(record: dict[str, Any]) -> list[str]:
@@ -174,6 +165,15 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *,
 
 def _of_layer(errors: Errors, layer: int) -> dict[str, float | None]:
     return {name: _finite(getattr(errors, name)[layer]) for name in ("nmse", "relative_error", "l0")}
+
+
+def _bucket_records(
+    bounds: Sequence[float], parts: Sequence[Errors], answers: Sequence[Comparison], n_layers: int
+) -> list[dict[str, Any]]:
+    return [
+        {"name": name} | _bucket_record(errors, n_layers) | _agreement(compared)
+        for name, errors, compared in zip(bucket_names(bounds), parts, answers, strict=True)
+    ]
 
 
 def _bucket_record(errors: Errors, n_layers: int) -> dict[str, Any]:

@@ -36,14 +36,20 @@ def load(
     source: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> CrossLayerTranscoder:
     """Read a whole transcoder into memory."""
-    stored = open_stored(source)
+    return in_memory(open_stored(source), device=device, dtype=dtype)
+
+
+def in_memory(
+    stored: Stored, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> CrossLayerTranscoder:
+    """All of a transcoder that is in its files."""
     transcoder = CrossLayerTranscoder(stored.config)
+    _place(transcoder, device, dtype)
     _copy_encoders(transcoder, stored)
     features = torch.arange(stored.config.n_features)
     with torch.no_grad():
         for layer, decoder in enumerate(transcoder.W_dec):
             decoder.copy_(stored.decoder(layer, features))
-    _place(transcoder, device, dtype)
     return transcoder.eval().requires_grad_(False)
 
 
@@ -53,8 +59,8 @@ def load_on_demand(
     """Read all but the decoders, of which only the rows of active features are ever read."""
     stored = open_stored(source)
     transcoder = StoredTranscoder(stored)
-    _copy_encoders(transcoder, stored)
     _place(transcoder, device, dtype)
+    _copy_encoders(transcoder, stored)
     return transcoder.eval().requires_grad_(False)
 
 
@@ -71,10 +77,10 @@ def _place(transcoder: CrossLayerTranscoder, device: str | torch.device, dtype: 
 def save(transcoder: CrossLayerTranscoder, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a transcoder folder; `dtype` is that of encoder and decoder matrices (biases stay float32)."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    circuit_tracer.write(_as_stored(transcoder), Path(folder), dtype, ignore)
+    circuit_tracer.write(as_stored(transcoder), Path(folder), dtype, ignore)
 
 
-def save_whole(transcoder: CrossLayerTranscoder, folder: Path) -> None:
+def save_whole(stored: Stored, folder: Path) -> None:
     """Put a transcoder folder in place whole or not at all; one that is there is replaced. Nobody else may write it."""
     before = folder.with_name(f".{folder.name}-before")
     if before.exists() and not folder.exists():  # a kill came in between
@@ -83,7 +89,7 @@ def save_whole(transcoder: CrossLayerTranscoder, folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
     try:
         with _unfinished(folder) as unfinished:
-            save(transcoder, unfinished)
+            circuit_tracer.write(stored, unfinished, torch.float32, ignore)
             if folder.exists():  # a folder cannot be renamed onto one that is not empty
                 folder.rename(before)
     finally:
@@ -157,8 +163,8 @@ def _copy_encoders(transcoder: CrossLayerTranscoder, stored: Stored) -> None:
                 transcoder.W_skip[layer] = encoder.W_skip
 
 
-def _as_stored(transcoder: CrossLayerTranscoder) -> Stored:
-    """A transcoder in memory, as the writer takes it."""
+def as_stored(transcoder: CrossLayerTranscoder) -> Stored:
+    """A transcoder in memory, as writers take it."""
     has_threshold = transcoder.config.activation == "jumprelu"
 
     def encoder(layer: int) -> Encoder:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from transcoders.activations import replaced_mlps
-from transcoders.metrics import POSITIONS, bucket
+from transcoders.metrics import NORMS, POSITIONS, bucket
 from transcoders.model import CrossLayerTranscoder
 from transcoders.passages import Passages, batches
 from transcoders.reconstruction import NUMBERS_AT_ONCE
@@ -90,10 +90,19 @@ def compare(
 
 def by_position(answers: Answers, compared: Comparison) -> list[Comparison]:
     """The same answers parted by position: one for each bucket of `POSITIONS`."""
-    where = bucket(answers.position, POSITIONS)
+    return _parted(compared, answers.position, POSITIONS)
+
+
+def by_norm(norm: Float[Tensor, " readout"], compared: Comparison) -> list[Comparison]:
+    """The same answers parted by the size of what the MLPs write there: one for each bucket of `NORMS`."""
+    return _parted(compared, norm, NORMS)
+
+
+def _parted(compared: Comparison, values: Tensor, bounds: tuple[float, ...]) -> list[Comparison]:
+    where = bucket(values, bounds)
     return [
         Comparison(compared.layers, compared.token[where == i], compared.matches[where == i], compared.kl[where == i])
-        for i in range(len(POSITIONS) + 1)
+        for i in range(len(bounds) + 1)
     ]
 
 

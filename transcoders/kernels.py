@@ -101,6 +101,17 @@ def sparse_encode(
     return _encode(inputs, W_enc, b_enc, lambda z: kernels.find_above(z, threshold), kernels)
 
 
+def encode(
+    inputs: Float[Tensor, "token d_model"],
+    W_enc: Float[Tensor, "feature d_model"],
+    b_enc: Float[Tensor, " feature"],
+    threshold: Threshold,
+) -> Selection:
+    """As `sparse_encode`, but the gradient by dense products where so many features fire that these take less time."""
+    kernels = kernels_for(inputs)
+    return _encode(inputs, W_enc, b_enc, lambda z: kernels.find_above(z, threshold), kernels, may_be_dense=True)
+
+
 def sparse_encode_top(
     inputs: Float[Tensor, "token d_model"],
     W_enc: Float[Tensor, "feature d_model"],
@@ -137,7 +148,7 @@ def decode(
 ) -> Float[Tensor, "token width"]:
     """As `gather_decode`, but by a dense product where so many features fire that it takes less time."""
     token, feature, value = selection
-    if len(value) > BREAK_EVEN.get(decoder.device.type, BREAK_EVEN["cpu"]) * n_tokens * len(decoder):
+    if _is_dense(value, n_tokens, decoder):
         return decode_densely(selection, decoder, n_tokens)
     return gather_decode(value, token, feature, decoder, n_tokens)
 
@@ -192,12 +203,12 @@ class _Pick(torch.autograd.Function):
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, W_enc: Tensor, b_enc: Tensor, find: Callable, kernels: Kernels
+        ctx: Any, inputs: Tensor, W_enc: Tensor, b_enc: Tensor, find: Callable, kernels: Kernels, may_be_dense: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         pre_activation = torch.addmm(b_enc.to(inputs.dtype), inputs, W_enc.to(inputs.dtype).T)
         token, feature, value = find(pre_activation)
         ctx.save_for_backward(inputs, W_enc, b_enc, token, feature)
-        ctx.kernels = kernels
+        ctx.kernels, ctx.may_be_dense = kernels, may_be_dense
         ctx.mark_non_differentiable(token, feature)
         return token, feature, value
 
@@ -205,6 +216,10 @@ class _Encode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, _token: Tensor, _feature: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, W_enc, b_enc, token, feature = ctx.saved_tensors
+        if ctx.may_be_dense and _is_dense(gradient, len(inputs), W_enc):
+            wide = inputs.new_zeros(len(inputs), len(W_enc)).index_put_((token, feature), gradient.to(inputs.dtype))
+            to_inputs = wide @ W_enc.to(inputs.dtype) if ctx.needs_input_grad[0] else None
+            return to_inputs, (wide.T @ inputs).to(W_enc.dtype), wide.sum(0).to(b_enc.dtype), None, None, None
         to_inputs = to_weights = to_bias = None
         if ctx.needs_input_grad[0]:
             start = _starts(token, len(inputs))
@@ -214,7 +229,7 @@ class _Encode(torch.autograd.Function):
             gradient = gradient[order]
             to_weights = ctx.kernels.sum_rows(gradient, token[order], start, inputs, W_enc.dtype)
             to_bias = torch.segment_reduce(gradient.to(sum_dtype(gradient)), "sum", offsets=start).to(b_enc.dtype)
-        return to_inputs, to_weights, to_bias, None, None
+        return to_inputs, to_weights, to_bias, None, None, None
 
 
 class _Decode(torch.autograd.Function):
@@ -241,14 +256,21 @@ class _Decode(torch.autograd.Function):
         return to_value, None, None, to_decoder, None, None
 
 
-def _encode(inputs: Tensor, W_enc: Tensor, b_enc: Tensor, find: Callable, kernels: Kernels) -> Selection:
-    return Selection(*_Encode.apply(inputs, W_enc, b_enc, find, kernels))
+def _encode(
+    inputs: Tensor, W_enc: Tensor, b_enc: Tensor, find: Callable, kernels: Kernels, *, may_be_dense: bool = False
+) -> Selection:
+    return Selection(*_Encode.apply(inputs, W_enc, b_enc, find, kernels, may_be_dense))
 
 
 def _find_top(pre_activation: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     value, feature = pre_activation.topk(k, sorted=False)
     token = torch.arange(len(feature), device=feature.device).repeat_interleave(k)
     return token, feature.flatten(), value.flatten()
+
+
+def _is_dense(pairs: Tensor, n_tokens: int, table: Float[Tensor, "feature width"]) -> bool:
+    """Whether so many features fire that products with all of them take less time."""
+    return len(pairs) > BREAK_EVEN.get(table.device.type, BREAK_EVEN["cpu"]) * n_tokens * len(table)
 
 
 def _by_feature(feature: Tensor, n_features: int) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,9 @@ NORMS = (0.5, 1.0, 2.0)
 """Where tokens are parted by the size of what there is to explain, in units of the layer's root mean square."""
 POSITIONS = (4.0, 16.0, 64.0)
 """Where tokens are parted by position: attention sinks and what hangs on them come first."""
+PARTS = ("norm", "position")
+BY_TOKEN = ("nmse", "relative_error", "l0")
+"""What is told of the tokens of every bucket."""
 
 SCHEMA = pa.schema(
     [
@@ -37,8 +40,7 @@ SCHEMA = pa.schema(
         pa.field("nmse_by_layer", pa.list_(pa.float64())),
         pa.field("l0_by_layer", pa.list_(pa.float64())),
         pa.field("dead_by_layer", pa.list_(pa.float64())),
-        pa.field("relative_error_by_norm", pa.list_(pa.float64())),
-        pa.field("relative_error_by_position", pa.list_(pa.float64())),
+        *[pa.field(f"{name}_by_{part}", pa.list_(pa.float64())) for part in PARTS for name in BY_TOKEN],
     ]
 )
 
@@ -57,18 +59,27 @@ class Gathered:
         self.steps += 1
         relative = outcome.error / outcome.size.clamp(min=1e-12)
         size = (outcome.size / outcome.size.mean(1, keepdim=True)).sqrt()
-        for name, value in (
-            ("loss", outcome.loss.detach()), ("error", outcome.error.mean(1)), ("size", outcome.size.mean(1)),
-            ("relative", relative.mean()), ("l0", outcome.firing.sum(1)), ("threshold", outcome.threshold),
-            ("by norm", _by_bucket(relative, bucket(size, NORMS), len(NORMS) + 1)),
-            ("by position", _by_bucket(relative, bucket(position, POSITIONS).expand_as(relative), len(POSITIONS) + 1)),
-        ):  # fmt: skip
+        values = {
+            "loss": outcome.loss.detach(), "error": outcome.error.mean(1), "size": outcome.size.mean(1),
+            "relative": relative.mean(), "l0": outcome.l0.mean(1), "threshold": outcome.threshold,
+        }  # fmt: skip
+        for part, number, n in (
+            ("norm", bucket(size, NORMS), len(NORMS) + 1),
+            ("position", bucket(position, POSITIONS).expand_as(relative), len(POSITIONS) + 1),
+        ):
+            for name, quantity in (
+                ("error", outcome.error), ("size", outcome.size), ("relative", relative), ("l0", outcome.l0),
+                ("tokens", torch.ones_like(relative)),
+            ):  # fmt: skip
+                values[f"{name} by {part}"] = _by_bucket(quantity, number, n)
+        for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
 
     def read(self, place: Place, dead: Float[Tensor, " layer"]) -> dict[str, Any]:
         """The means of all processes, as a row but for what the loop knows; starts over. Waits for the device."""
         sums = {name: value.float() for name, value in self.sums.items()}
-        sums["l0"], dead = added_up(place, sums["l0"]), added_up(place, dead) / place.shards
+        sums |= {name: added_up(place, value) for name, value in sums.items() if is_of_own_features(name)}
+        dead = added_up(place, dead) / place.shards
         average(place, [*sums.values()])
         nmse = sums["error"] / sums["size"]
         l0 = sums["l0"] / self.steps
@@ -77,9 +88,9 @@ class Gathered:
             "nmse": float(nmse.mean()), "relative_error": float(sums["relative"] / self.steps),
             "l0": float(l0.sum()), "dead": float(dead.mean()), "nmse_by_layer": nmse.tolist(),
             "l0_by_layer": l0.tolist(), "dead_by_layer": dead.tolist(),
-            "relative_error_by_norm": _means(sums["by norm"]),
-            "relative_error_by_position": _means(sums["by position"]),
         }  # fmt: skip
+        for part in PARTS:
+            row |= _bucket_row(sums, part)
         self.steps, self.sums = 0, {}
         return row
 
@@ -106,13 +117,28 @@ def bucket(values: Tensor, bounds: tuple[float, ...]) -> Tensor:
     return number
 
 
-def _by_bucket(values: Tensor, bucket: Tensor, n: int) -> Float[Tensor, "2 bucket"]:
-    """Sums and counts."""
-    bucket = bucket.flatten()
-    sums = values.new_zeros(n).index_add_(0, bucket, values.flatten())
-    return torch.stack([sums, torch.zeros_like(sums).index_add_(0, bucket, torch.ones_like(values.flatten()))])
+def is_of_own_features(name: str) -> bool:
+    """Whether a sum counts the features of one process, not of all."""
+    return name.startswith("l0")
 
 
-def _means(sums_and_counts: Float[Tensor, "2 bucket"]) -> list[float | None]:
-    """None where there was no token."""
-    return [total / n if n else None for total, n in zip(*sums_and_counts.tolist(), strict=True)]
+def _by_bucket(
+    values: Float[Tensor, "layer token"], bucket: Int[Tensor, "layer token"], n: int
+) -> Float[Tensor, "layer bucket"]:  # fmt: skip
+    """Sums over the tokens of each bucket."""
+    return values.new_zeros(len(values), n).scatter_add_(1, bucket, values.float())
+
+
+def _bucket_row(sums: dict[str, Tensor], part: str) -> dict[str, list[float | None]]:
+    """Means over the layers' tokens, of NMSE over layers, and of L0 per token of all layers; None where none was."""
+    error, size, relative, l0, tokens = (
+        sums[f"{name} by {part}"].double() for name in ("error", "size", "relative", "l0", "tokens")
+    )
+    n, some = tokens.sum(0), tokens > 0
+    nmse = torch.where(some, error / size, 0.0).sum(0) / some.sum(0)
+    means = {"nmse": nmse, "relative_error": relative.sum(0) / n, "l0": l0.sum(0) / n * len(l0)}
+    return {f"{name}_by_{part}": _known(value, n) for name, value in means.items()}
+
+
+def _known(values: Float[Tensor, " bucket"], tokens: Float[Tensor, " bucket"]) -> list[float | None]:
+    return [value if n else None for value, n in zip(values.tolist(), tokens.tolist(), strict=True)]

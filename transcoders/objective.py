@@ -1,6 +1,6 @@
 """What one training step minimises: reconstruction, sparsity, and an errand for dead features."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from transcoders.activation import jump_relu_trained
 from transcoders.config import TrainConfig
-from transcoders.kernels import Selection, decode, n_largest, select_above, sparse_encode, sparse_encode_top
+from transcoders.kernels import Selection, decode, encode, n_largest, select_above, sparse_encode_top
 from transcoders.model import CrossLayerTranscoder
 from transcoders.parallel import Place, added_up, gathered, gathered_everywhere, summed
 from transcoders.shuffle import Batch
@@ -17,6 +17,8 @@ FEWEST = 256
 """So many tokens of a step or more show its threshold: with 21 L0 had a standard deviation of .84, with 256 of .001."""
 SAMPLE = 1 << 22
 """So many pre-activations show it where these are of more tokens."""
+PENALISED = ("jumprelu", "relu")
+"""Activations that are sparse by a penalty; the others are by their number."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Outcome:
     """Squared norm of what there was to explain."""
     firing: Float[Tensor, "layer feature"]
     """Share of tokens on which each of this process's features fired."""
+    l0: Float[Tensor, "layer token"]
+    """How many of them fired on each token."""
     threshold: Tensor
     """The contribution above which features fired ("batchtopk")."""
 
@@ -80,20 +84,18 @@ def objective(
         threshold = batch_threshold(transcoder, batch.inputs, norms, sparsity.k, place)
     written = [transcoder.b_dec.new_zeros(n_tokens, d_model) for _ in range(n_layers)]
     penalty = batch.inputs.new_zeros(())
-    firing = []
+    firing, counts = [], batch.inputs.new_zeros(n_layers, n_tokens, dtype=torch.float32)
     with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=config.products == "bfloat16"):
         for source, decoder in enumerate(transcoder.W_dec):
-            if config.activation in ("batchtopk", "topk"):
-                limit = threshold / norms[source].clamp(min=1e-12)
-                pairs = _selected(transcoder, source, batch.inputs[source], config, limit, sparsity.k, place)
-                fires = torch.zeros_like(norms[source]).index_add_(0, pairs.feature.long(), (pairs.value > 0).to(norms))
-                writes = decode(pairs, decoder.flatten(1), n_tokens)
-            else:
-                activations = _activated(weights, source, batch.inputs[source], config)
-                length = decoder.flatten(1).norm(dim=1)
-                penalty = penalty + torch.tanh(config.tanh_scale * activations * length).sum(1).mean()
-                fires = (activations > 0).sum(0).to(norms)
-                writes = activations @ decoder.flatten(1)
+            limit = threshold / norms[source].clamp(min=1e-12)
+            pairs = _selected(weights, source, batch.inputs[source], config, limit, sparsity.k, place)
+            if config.activation in PENALISED:
+                length = decoder.flatten(1).norm(dim=1).index_select(0, pairs.feature)
+                penalty = penalty + torch.tanh(config.tanh_scale * pairs.value * length).sum() / n_tokens
+            fired = (pairs.value > 0).float()
+            counts[source].index_add_(0, pairs.token.long(), fired)
+            fires = torch.zeros_like(norms[source]).index_add_(0, pairs.feature.long(), fired)
+            writes = decode(pairs, decoder.flatten(1), n_tokens)
             firing.append(fires / n_tokens)
             for k, write in enumerate(writes.split(d_model, dim=-1)):
                 written[source + k] = written[source + k] + write
@@ -104,12 +106,12 @@ def objective(
     mean = typical.square[:, None]
     scale = size + config.error_floor * mean if typical.balanced else mean
     loss = (error / scale).mean()
-    if config.activation in ("jumprelu", "relu"):
+    if config.activation in PENALISED:
         loss = loss + sparsity.penalty * summed(place, penalty) / (n_layers * config.k)
     if place.shards > 1 or any(len(features) for features in dead):  # the others' features may be dead
         errand = _errand(transcoder, batch, rest.detach(), scale, config.dead_tokens, dead, place)
         loss = loss + config.dead_weight * errand
-    return Outcome(loss, error.detach(), size, torch.stack(firing), threshold)
+    return Outcome(loss, error.detach(), size, torch.stack(firing), counts, threshold)
 
 
 @torch.no_grad()
@@ -142,29 +144,34 @@ def _every(n_tokens: int, n_features: int) -> int:
 
 
 def _selected(
-    transcoder: CrossLayerTranscoder, layer: int, inputs: Float[Tensor, "token d_model"], config: TrainConfig,
+    weights: Weights, layer: int, inputs: Float[Tensor, "token d_model"], config: TrainConfig,
     limit: Float[Tensor, " feature"], k: float, place: Place,
 ) -> Selection:  # fmt: skip
-    """The pairs that fire: above each feature's limit ("batchtopk"), or the k largest of each token ("topk")."""
-    W_enc, b_enc = transcoder.W_enc[layer], transcoder.b_enc[layer]
-    if config.activation == "batchtopk":
-        return sparse_encode(inputs, W_enc, b_enc, limit)
-    if place.shards == 1:
-        return sparse_encode_top(inputs, W_enc, b_enc, round(k))
-    pre_activation = transcoder.pre_activations_of(layer, inputs)
+    """The pairs of a layer that the loss depends on; all others' activations are 0, and so are their gradients."""
+    W_enc, b_enc = weights.transcoder.W_enc[layer], weights.transcoder.b_enc[layer]
+    match config.activation:
+        case "batchtopk":
+            return encode(inputs, W_enc, b_enc, limit)
+        case "relu":
+            return encode(inputs, W_enc, b_enc, 0.0)
+        case "jumprelu":
+            return _near_thresholds(inputs, W_enc, b_enc, weights.threshold[layer], config.bandwidth)
+        case _ if place.shards == 1:
+            return sparse_encode_top(inputs, W_enc, b_enc, round(k))
+    pre_activation = weights.transcoder.pre_activations_of(layer, inputs)
     own = pre_activation.detach().topk(min(round(k), pre_activation.shape[1]), dim=1).values
     kth = gathered(place, own).topk(round(k), dim=1).values[:, -1:]
     return select_above(torch.where(pre_activation >= kth, pre_activation, -1.0), 0.0)
 
 
-def _activated(
-    weights: Weights, layer: int, inputs: Float[Tensor, "token d_model"], config: TrainConfig
-) -> Float[Tensor, "token feature"]:  # fmt: skip
-    """All activations, fired or not: thresholds learn from what is just below them."""
-    pre_activation = weights.transcoder.pre_activations_of(layer, inputs)
-    if config.activation == "jumprelu":
-        return jump_relu_trained(pre_activation, weights.threshold[layer], config.bandwidth)
-    return pre_activation.relu()
+def _near_thresholds(
+    inputs: Float[Tensor, "token d_model"], W_enc: Float[Tensor, "feature d_model"],
+    b_enc: Float[Tensor, " feature"], threshold: Float[Tensor, " feature"], bandwidth: float,
+) -> Selection:  # fmt: skip
+    """What fires, and with activation 0 what is so little below its threshold that the threshold learns from it."""
+    token, feature, value = encode(inputs, W_enc, b_enc, threshold.detach() - bandwidth / 2)
+    own = threshold.index_select(0, feature)
+    return Selection(token, feature, jump_relu_trained(value[None], own, bandwidth)[0])
 
 
 def _errand(
@@ -225,17 +232,3 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
     rise = min(1.0, step / max(1, config.warm_up))
     fall = min(1.0, (config.steps - step + 1) / max(1.0, config.decay * config.steps))
     return config.learning_rate * rise * fall
-
-
-def finished(weights: Weights, config: TrainConfig, threshold: Float[Tensor, ""]) -> CrossLayerTranscoder:
-    """The transcoder as it is saved: what fired above one threshold for all layers has one for every feature."""
-    transcoder = weights.transcoder
-    norms = torch.stack([decoder.flatten(1).float().norm(dim=1) for decoder in transcoder.W_dec])
-    match config.activation:
-        case "batchtopk":
-            transcoder.threshold.copy_(threshold / norms.clamp(min=1e-12))
-            transcoder.config = replace(transcoder.config, activation="jumprelu", k=0)
-        case "jumprelu":
-            transcoder.threshold.copy_(weights.threshold)
-            transcoder.config = replace(transcoder.config, activation="jumprelu")
-    return transcoder

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -150,9 +151,23 @@ def feature_axis(name: str) -> int:
     return 0 if "W_dec" in name else 1
 
 
-def all_features(checkpoint: Path) -> range:
-    """The features that a checkpoint holds."""
-    return range(0, max(_last_feature(path) for path in checkpoint.glob("features-*.safetensors")))
+def read_weight(checkpoint: Path, name: str) -> Tensor:
+    """One weight of all features."""
+    parts = [part[:] for part in _parts(checkpoint, name)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=feature_axis(name))
+
+
+def read_layer(checkpoint: Path, name: str, layer: int) -> Float[Tensor, "feature ..."]:
+    """One layer of a weight of all features that has layers first."""
+    parts = [part[layer] for part in _parts(checkpoint, name)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _parts(checkpoint: Path, name: str) -> Iterator[Any]:
+    """A weight's part in every process's file; values are read where it is indexed."""
+    for path in sorted(checkpoint.glob("features-*.safetensors"), key=_first_feature):
+        with _opened(path) as file:
+            yield file.get_slice(f"weight:{name}")
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -102,13 +102,21 @@ def errors(seen: Reconstruction, chosen: Bool[Tensor, "#layer token"] | None = N
 
 def errors_by_norm(seen: Reconstruction) -> list[Errors]:
     """By the norm of the MLP output in units of the layer's root mean square: one for each bucket of `NORMS`."""
-    size = (seen.size / seen.size.double().mean(1, keepdim=True)).sqrt()
-    return [errors(seen, bucket(size, NORMS) == i) for i in range(len(NORMS) + 1)]
+    return [errors(seen, bucket(_norms(seen), NORMS) == i) for i in range(len(NORMS) + 1)]
+
+
+def answer_norms(seen: Reconstruction) -> Float[Tensor, " readout"]:
+    """Where each answer is read, the root of the layers' mean squared norm, each in units of its layer's."""
+    return _norms(seen)[:, seen.readout].square().mean(0).sqrt()
 
 
 def errors_by_position(seen: Reconstruction) -> list[Errors]:
     """By position in the sequence: one for each bucket of `POSITIONS`."""
     return [errors(seen, (bucket(seen.position, POSITIONS) == i)[None]) for i in range(len(POSITIONS) + 1)]
+
+
+def _norms(seen: Reconstruction) -> Float[Tensor, "layer token"]:
+    return (seen.size / seen.size.double().mean(1, keepdim=True)).sqrt()
 
 
 def densities(seen: Reconstruction) -> Float[Tensor, "layer feature"]:

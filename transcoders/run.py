@@ -1,4 +1,4 @@
-"""A training run's state: how it starts, what a checkpoint holds of it, and the transcoder that comes out."""
+"""A training run's state: how it starts, and what a checkpoint holds of it."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -13,21 +13,20 @@ from torch import Tensor
 from transcoders.adam import Adam
 from transcoders.config import TrainConfig, TranscoderConfig
 from transcoders.errors import TranscoderError
-from transcoders.metrics import Gathered, load_metrics
+from transcoders.metrics import Gathered, is_of_own_features, load_metrics
 from transcoders.model import CrossLayerTranscoder
-from transcoders.objective import Weights, finished, is_sharded
+from transcoders.objective import Weights, is_sharded
 from transcoders.parallel import Place, added_up, average
 from transcoders.progress import (
     COMMON,
     METRICS,
-    all_features,
     latest,
     read_features,
     read_state,
     read_tensors,
     write_checkpoint,
 )
-from transcoders.scales import Scales, fold
+from transcoders.scales import Scales, scales_of
 from transcoders.shuffle import Activations
 from transcoders.start import start_layer
 from transcoders.streams import Stream
@@ -54,22 +53,6 @@ class Run:
     reported: tuple[int, float] = (0, 0.0)
     """Step and seconds of the last row."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-
-
-def whole(folder: Path, shape: TranscoderConfig, config: TrainConfig) -> CrossLayerTranscoder:
-    """The transcoder of a run's last checkpoint, all processes' features together, reading activations unscaled."""
-    checkpoint = latest(folder)
-    if checkpoint is None:
-        raise TranscoderError(f"{folder} has no checkpoint yet; train on.")
-    weights = Weights(CrossLayerTranscoder(shape), torch.zeros(shape.n_layers, shape.n_features))
-    tensors = read_features(checkpoint, all_features(checkpoint)) | read_tensors(checkpoint / COMMON)
-    with torch.no_grad():
-        for name, weight in weights.transcoder.named_parameters():
-            weight.copy_(tensors[f"weight:{name}"])
-        weights.threshold.copy_(tensors["weight:threshold"])
-        transcoder = finished(weights, config, tensors["threshold"])
-        fold(transcoder, _scales(tensors))
-    return transcoder.eval().requires_grad_(False)
 
 
 def started(
@@ -146,7 +129,7 @@ def resumed(
     state = read_state(checkpoint)
     tensors = read_features(checkpoint, features) | read_tensors(checkpoint / COMMON)
     device = next(iter(streams.values())).device
-    run = _empty(shape, config, _scales(tensors), len(features), device)
+    run = _empty(shape, config, scales_of(tensors), len(features), device)
     with torch.no_grad():
         for name, weight in run.weights.named().items():
             weight.copy_(tensors[f"weight:{name}"])
@@ -167,7 +150,7 @@ def resumed(
 
 def checkpointed_scales(checkpoint: Path) -> Scales:
     """The scales that a run goes on with."""
-    return _scales(read_tensors(checkpoint / COMMON))
+    return scales_of(read_tensors(checkpoint / COMMON))
 
 
 def _resume_report(run: Run, state: dict[str, Any], tensors: dict[str, Tensor], features: range) -> None:
@@ -178,15 +161,14 @@ def _resume_report(run: Run, state: dict[str, Any], tensors: dict[str, Tensor], 
     for name, value in tensors.items():
         if name.startswith("sums:"):
             run.gathered.sums[name.removeprefix("sums:")] = value.to(run.density.device)
-    if features.start > 0 and "l0" in run.gathered.sums:
-        run.gathered.sums["l0"].zero_()
+            if features.start > 0 and is_of_own_features(name.removeprefix("sums:")):
+                run.gathered.sums[name.removeprefix("sums:")].zero_()
 
 
 def _sums(run: Run, place: Place) -> dict[str, Tensor]:
     """What is gathered so far in all processes together, as `Gathered.read` puts it together."""
     sums = {name: value.float().clone() for name, value in run.gathered.sums.items()}
-    if "l0" in sums:
-        sums["l0"] = added_up(place, sums["l0"])
+    sums |= {name: added_up(place, value) for name, value in sums.items() if is_of_own_features(name)}
     average(place, [*sums.values()])
     return sums
 
@@ -213,12 +195,6 @@ def write(run: Run, streams: dict[int, Stream], features: range, folder: Path, p
         "reported": {"step": step, "seconds": seconds, "gathered": run.gathered.steps},
     }  # fmt: skip
     write_checkpoint(folder, place, features, sharded, common, {n: t for n, (_, t) in states.items()}, plain)
-
-
-def _scales(tensors: dict[str, Tensor]) -> Scales:
-    values = {name.removeprefix("scales:"): t for name, t in tensors.items() if name.startswith("scales:")}
-    has_sinks = bool(values.pop("has_sinks"))
-    return Scales(**values, has_sinks=has_sinks)
 
 
 def diverged(run: Run, folder: Path) -> TranscoderError:

@@ -1,13 +1,13 @@
 """One number per layer by which MLP inputs and outputs are multiplied while training; folded into what is saved."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.errors import TranscoderError
-from transcoders.model import CrossLayerTranscoder
+from transcoders.stored import Encoder, Stored
 
 SINKS = 0.5
 """Where the largest hundredth of the tokens holds a larger share of what an MLP writes, errors are balanced."""
@@ -52,14 +52,25 @@ def check_finite(*measured: Tensor) -> None:
         raise TranscoderError("the model's activations are not finite; check its weights, or load it in float32.")
 
 
-@torch.no_grad()
-def fold(transcoder: CrossLayerTranscoder, scales: Scales) -> None:
-    """Change weights that were trained on scaled activations to read and write activations as they come, in place."""
-    read = scales.inputs.to(transcoder.W_enc)[:, None, None]
-    written = scales.outputs.to(transcoder.W_enc)
-    transcoder.W_enc.mul_(read)
-    transcoder.b_dec.div_(written[:, None])
-    for source, decoder in enumerate(transcoder.W_dec):
-        decoder.div_(written[source : source + decoder.shape[1], None])
-    if transcoder.W_skip is not None:
-        transcoder.W_skip.mul_(read / written[:, None, None])
+def scales_of(tensors: dict[str, Tensor]) -> Scales:
+    """Those that a checkpoint holds among its tensors."""
+    values = {name.removeprefix("scales:"): t for name, t in tensors.items() if name.startswith("scales:")}
+    has_sinks = bool(values.pop("has_sinks"))
+    return Scales(**values, has_sinks=has_sinks)
+
+
+def folded(trained: Stored, scales: Scales) -> Stored:
+    """A transcoder that learnt from scaled activations, reading and writing them as they come."""
+
+    def encoder(layer: int) -> Encoder:
+        scaled, read, written = trained.encoder(layer), scales.inputs[layer], scales.outputs[layer]
+        return replace(
+            scaled, W_enc=scaled.W_enc * read, b_dec=scaled.b_dec / written,
+            W_skip=None if scaled.W_skip is None else scaled.W_skip * (read / written),
+        )  # fmt: skip
+
+    def decoder(layer: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "row reach d_model"]:
+        scaled = trained.decoder(layer, rows)
+        return scaled / scales.outputs[layer : layer + scaled.shape[1], None]
+
+    return replace(trained, encoder=encoder, decoder=decoder)

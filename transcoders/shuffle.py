@@ -47,8 +47,8 @@ class ShuffleBuffer:
         self._held: Batch | None = None
         self._rest: Activations | None = None
         self._rest_origin = (0, 0)
-        self._order = torch.arange(size)
         self._served = 0
+        self._serve_in(torch.arange(size))
 
     def next(self, n: int) -> Batch:
         """The next tokens."""
@@ -60,7 +60,7 @@ class ShuffleBuffer:
             self._shuffle()
         held = self._held
         assert held is not None
-        chosen = self._order[self._served : self._served + n].to(held.inputs.device)
+        chosen = self._order_on_device[self._served : self._served + n]
         self._served += n
         return Batch(held.inputs[:, chosen], held.outputs[:, chosen], held.position[chosen])
 
@@ -81,7 +81,8 @@ class ShuffleBuffer:
         """Hold what was held: the forward passes are repeated."""
         self._packed.restore(plain["document"], tensors["left"].tolist())
         self._n_forwards, self._served = plain["n_forwards"], plain["served"]
-        self._origin, self._order = tensors["origin"], tensors["order"]
+        self._origin = tensors["origin"]
+        self._serve_in(tensors["order"])
         self._generator.set_state(tensors["generator"])
         rest, first = plain["rest"]
         numbers = sorted(int(name.removeprefix("forward.")) for name in tensors if name.startswith("forward."))
@@ -94,8 +95,12 @@ class ShuffleBuffer:
                 self._rest, self._rest_origin = made, (rest, first)
 
     def _shuffle(self) -> None:
-        self._order = torch.randperm(self._size, generator=self._generator)
+        self._serve_in(torch.randperm(self._size, generator=self._generator))
         self._served = 0
+
+    def _serve_in(self, order: Int[Tensor, " place"]) -> None:
+        self._order = order
+        self._order_on_device = order.to(self.device)  # all at once: no step waits for its own
 
     def _fill(self, places: Int[Tensor, " place"]) -> None:
         filled = 0

@@ -37,7 +37,8 @@ from transcoders.progress import (
     latest,
     settings_of,
 )
-from transcoders.run import Run, checkpointed_scales, diverged, resumed, same_scales, started, whole, write
+from transcoders.result import result_of
+from transcoders.run import Run, checkpointed_scales, diverged, resumed, same_scales, started, write
 from transcoders.scales import Scales
 from transcoders.shuffle import Activations, Batch
 from transcoders.streams import (
@@ -235,7 +236,7 @@ def _go_on(
         if stops:
             raise Stopped(f"stopped after step {run.step} of {config.steps}; start the same command again to go on.")
     if place.is_first:
-        save_whole(whole(folder, shape, config), folder / "transcoder")
+        save_whole(result_of(folder, shape, config), folder / "transcoder")
     wait_for_all(place)
 
 

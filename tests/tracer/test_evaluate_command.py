@@ -105,6 +105,7 @@ def test_json_holds_every_measure_of_every_layer(printed):
     assert record["nmse"] == pytest.approx(sum(one["nmse"] for one in record["layers"]) / 6)
     for parts in (record["by_norm"], record["by_position"]):
         assert sum(one["tokens"] for one in parts) == 6 * record["tokens"]
+        assert {one["top1_match"] for one in parts} <= {1.0, None} and any(one["top1_match"] for one in parts)
     assert record["at_answer"]["tokens"] == 6 * 5
     assert len(record["graphs"]["prompts"]) == 2
 

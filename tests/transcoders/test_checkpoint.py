@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from transcoders import CrossLayerTranscoder, TranscoderConfig, TranscoderError, load, save
-from transcoders.checkpoint import save_whole
+from transcoders.checkpoint import as_stored, save_whole
 
 
 def random_transcoder(activation="jumprelu", k=0):
@@ -94,10 +94,10 @@ def test_a_folder_of_something_else_is_refused_with_the_known_layouts(tmp_path):
 
 def test_what_a_kill_left_behind_goes_with_the_next_save(tmp_path):
     folder, later = tmp_path / "transcoder", random_transcoder("relu")
-    save_whole(random_transcoder(), folder)
+    save_whole(as_stored(random_transcoder()), folder)
     folder.rename(tmp_path / ".transcoder-before")  # as it is between the two renames
     (tmp_path / ".transcoder-abc").mkdir()
-    save_whole(later, folder)
+    save_whole(as_stored(later), folder)
     assert torch.equal(load(folder).W_enc, later.W_enc)
     assert load(folder).config.activation == "relu"
     assert [path.name for path in tmp_path.iterdir()] == ["transcoder"]

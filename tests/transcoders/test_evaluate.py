@@ -10,13 +10,14 @@ from tests.tracer.conftest import tiny_llama, tiny_tokenizer, tiny_transcoder
 from tests.tracer.families import tiny_model
 from transcoders import TranscoderConfig, TranscoderError, evaluate
 from transcoders.activations import mlp_activations, replaced_mlps
-from transcoders.comparison import by_position, compare, one_by_one
+from transcoders.comparison import by_norm, by_position, compare, one_by_one
 from transcoders.corpus import tokens_corpus
 from transcoders.families import dissect
 from transcoders.loss import relative_error
 from transcoders.model import CrossLayerTranscoder
 from transcoders.passages import Passages, passages_of_corpus, passages_of_prompts
 from transcoders.reconstruction import (
+    answer_norms,
     decoder_norms,
     densities,
     density_histogram,
@@ -202,6 +203,21 @@ def test_top1_match_and_kl_equal_a_direct_computation():
     assert own.position.tolist() == [3, 1, 6, 2]
     parts = by_position(own, compared[1])
     assert [len(part.kl) for part in parts] == [3, 1, 0, 0]
+
+
+def test_answers_are_parted_by_the_size_of_what_mlps_write_there():
+    model, transcoder = tiny_llama(0), tiny_transcoder(1)
+    asked = passages_of_prompts(PROMPTS)
+    norms = answer_norms(reconstruct(model, transcoder, asked))
+    _, written = mlp_activations(model, asked.tokens, asked.keep, "mlp.hook_in", "hook_mlp_out")
+    usual = written.square().sum(-1).mean(1)
+    _, at_answers = mlp_activations(model, asked.tokens, asked.readout, "mlp.hook_in", "hook_mlp_out")
+    expected = (at_answers.square().sum(-1) / usual[:, None]).mean(0).sqrt()
+    torch.testing.assert_close(norms.float(), expected, rtol=1e-5, atol=0)
+    _, [compared] = compare(model, transcoder, asked, [ALL])
+    parts = by_norm(torch.tensor([0.4, 2.0, 0.5, 1.9]), compared)
+    kept = [compared.kl[list(which)].tolist() for which in ([0], [2], [3], [1])]
+    assert [part.kl.tolist() for part in parts] == kept
 
 
 def test_how_many_sequences_run_at_once_changes_nothing(monkeypatch):

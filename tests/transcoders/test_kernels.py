@@ -13,6 +13,7 @@ from transcoders.kernels import (
     BREAK_EVEN,
     Selection,
     decode,
+    encode,
     gather_decode,
     kernels_for,
     select_above,
@@ -208,6 +209,23 @@ def test_decoding_is_the_same_on_both_sides_of_the_break_even(share, dtype):
     upstream = normal(n_tokens, 8, seed=2).detach()
     gradients = (torch.autograd.grad(written, [value, decoder], upstream) for written in (ours, plain))
     for gradient, expected in zip(*gradients, strict=True):
+        assert_close(gradient, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.5, 1.5])
+def test_the_gradient_of_encoding_is_the_same_on_both_sides_of_the_break_even(share, dtype):
+    inputs, W_enc, b_enc = normal(20, 8, dtype=dtype), normal(100, 8, seed=1), normal(100, seed=2)
+    z = torch.addmm(b_enc.to(dtype), inputs, W_enc.to(dtype).T).detach().float().flatten()
+    threshold = float(z.quantile(1 - share * BREAK_EVEN["cpu"]))
+    ours, plain = encode(inputs, W_enc, b_enc, threshold), sparse_encode(inputs, W_enc, b_enc, threshold)
+    assert (len(ours.value) > BREAK_EVEN["cpu"] * 2000) is (share > 1)
+    assert torch.equal(ours.value, plain.value) and torch.equal(ours.feature, plain.feature)
+    upstream = normal(len(ours.value), dtype=dtype, seed=4).detach()
+    of = [inputs, W_enc, b_enc]
+    gradients = (torch.autograd.grad(selection.value, of, upstream) for selection in (ours, plain))
+    for gradient, expected, tensor in zip(*gradients, of, strict=True):
+        assert gradient.dtype == tensor.dtype
         assert_close(gradient, expected, dtype)
 
 

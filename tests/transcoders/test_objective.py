@@ -12,6 +12,7 @@ from transcoders import TrainConfig, TranscoderConfig, train
 from transcoders.activation import jump_relu_trained
 from transcoders.adam import Adam
 from transcoders.corpus import tokens_corpus
+from transcoders.kernels import BREAK_EVEN
 from transcoders.metrics import Gathered
 from transcoders.model import CrossLayerTranscoder
 from transcoders.objective import (
@@ -21,7 +22,6 @@ from transcoders.objective import (
     Weights,
     batch_threshold,
     clip,
-    finished,
     learning_rate_at,
     objective,
     sparsity_at,
@@ -85,6 +85,43 @@ def test_the_penalty_is_the_tanh_of_what_a_feature_writes_and_shortens_its_decod
     assert transcoder.b_enc.grad[0].tolist() == pytest.approx([slope * 2 * 5, 0.0])
 
 
+@pytest.mark.parametrize("bias", [-1.5, 0.5])
+@pytest.mark.parametrize("activation", ["relu", "jumprelu"])
+def test_loss_and_gradients_are_those_of_computing_all_activations(activation, bias):
+    """With a bias of −1.5 few features fire, with 0.5 most do: work is done for pairs, or by dense products."""
+    config = replace(CONFIG, activation=activation, n_features=30, tanh_scale=2.0, bandwidth=0.8, k=2)
+    generator = torch.Generator().manual_seed(0)
+    transcoder = CrossLayerTranscoder(TranscoderConfig(2, 6, 30, "relu"))
+    with torch.no_grad():
+        for weight in transcoder.parameters():
+            weight.copy_(0.4 * torch.randn(weight.shape, generator=generator))
+        transcoder.b_enc += bias
+    threshold = torch.rand(2, 30, generator=generator, requires_grad=activation == "jumprelu")
+    inputs, outputs = torch.randn(2, 2, 25, 6, generator=generator)
+    weights, typical = Weights(transcoder, threshold), Typical(torch.tensor([4.0, 9.0]), balanced=True)
+    batch = Batch(inputs, outputs, torch.ones(25, dtype=torch.int64))
+    outcome = objective(weights, batch, config, Place(), Sparsity(2.0, 0.7), typical, NONE_DEAD)
+
+    z = torch.baddbmm(transcoder.b_enc[:, None], inputs, transcoder.W_enc.transpose(1, 2))
+    activations = z.relu()
+    if activation == "jumprelu":
+        activations = torch.stack([jump_relu_trained(z[i], threshold[i], 0.8) for i in range(2)])
+    first, second = (decoder.flatten(1) for decoder in transcoder.W_dec)
+    written = (activations[0] @ first).split(6, dim=1)
+    reconstruction = torch.stack([written[0], written[1] + activations[1] @ second]) + transcoder.b_dec[:, None]
+    scale = outputs.square().sum(-1) + 0.5 * typical.square[:, None]
+    loss = ((outputs - reconstruction).square().sum(-1) / scale).mean()
+    lengths = torch.stack([first.norm(dim=1), second.norm(dim=1)])
+    loss = loss + 0.7 * torch.tanh(2.0 * activations * lengths[:, None]).sum((0, 2)).mean() / (2 * 2)
+
+    assert (float((activations > 0).float().mean()) > BREAK_EVEN["cpu"]) is (bias > 0)
+    assert outcome.l0.tolist() == (activations > 0).sum(2).tolist()
+    torch.testing.assert_close(outcome.loss, loss, rtol=1e-5, atol=0)
+    of = [*transcoder.parameters(), *([threshold] if activation == "jumprelu" else [])]
+    for ours, dense in zip(*(torch.autograd.grad(one, of) for one in (outcome.loss, loss)), strict=True):
+        torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-6)
+
+
 def test_a_threshold_learns_from_what_is_near_it():
     threshold = torch.tensor([0.5, 0.5], requires_grad=True)
     pre_activation = torch.tensor([[0.6, 0.8], [0.45, 9.0]], requires_grad=True)
@@ -108,18 +145,12 @@ def test_thresholds_get_the_gradient_of_the_loss():
 
 
 def test_thresholds_stay_above_zero_so_that_nothing_fires_negatively():
-    transcoder, threshold = two_features(), torch.tensor([[0.03, 0.03]], requires_grad=True)
-    weights = Weights(transcoder, threshold)
+    threshold = torch.tensor([[0.03, 0.03]], requires_grad=True)
     adam = Adam({"threshold": threshold}, seed=0)
     for _ in range(3):
         threshold.grad = torch.tensor([[1.0, -1.0]])  # the first one would go down by the learning rate each time
         adam.step(0.02)
     assert threshold[0].tolist() == pytest.approx([1e-3, 0.09])
-    with torch.no_grad():
-        saved = finished(weights, replace(CONFIG, activation="jumprelu"), torch.zeros(()))
-        assert saved.encode(torch.tensor([[[-0.01, 0.08], [0.01, 0.1]]])).tolist() == [
-            [[0.0, 0.0], [pytest.approx(0.01), pytest.approx(0.1)]]
-        ]
 
 
 def test_dead_features_explain_what_the_living_leave_on_some_tokens():
@@ -187,13 +218,17 @@ def test_metrics_are_parted_by_size_and_position():
     size = torch.tensor([[0.04, 0.04, 1.0, 2.92]])  # of their mean, 1, the roots are 0.2, 0.2, 1 and 1.7
     outcome = Outcome(
         torch.tensor(0.5), size * torch.tensor([0.5, 1.0, 0.25, 2.0]), size, torch.tensor([[0.5, 0.25]]),
-        torch.tensor(3.0),
+        torch.tensor([[0.0, 1.0, 2.0, 0.0]]), torch.tensor(3.0),
     )  # fmt: skip
     gathered.add(outcome, torch.tensor([3, 4, 63, 64]))
     gathered.add(outcome, torch.tensor([1, 15, 16, 99]))
     row = gathered.read(Place(), torch.tensor([0.5]))
     assert row["relative_error_by_norm"] == [pytest.approx(0.75), None, pytest.approx(1.125), None]
     assert row["relative_error_by_position"] == pytest.approx([0.5, 1.0, 0.25, 2.0])
+    assert row["nmse_by_norm"] == [pytest.approx(0.75), None, pytest.approx((0.25 + 5.84) / 3.92), None]
+    assert row["nmse_by_position"] == pytest.approx([0.5, 1.0, 0.25, 2.0])
+    assert row["l0_by_norm"] == [0.5, None, 1.0, None]
+    assert row["l0_by_position"] == [0.0, 1.0, 2.0, 0.0]
     assert row["nmse"] == pytest.approx((0.02 + 0.04 + 0.25 + 5.84) / 4)
     assert row["relative_error"] == pytest.approx(3.75 / 4)
     assert (row["loss"], row["threshold"], row["l0_by_layer"], row["dead"]) == (0.5, 3.0, [0.75], 0.5)

@@ -61,16 +61,23 @@ def write(stored: Stored, folder: Path, dtype: torch.dtype, on_layer: Callable[[
     }
     if config.activation == "topk":
         meta |= {"activation": "topk", "k": config.k}
-    features = torch.arange(config.n_features)
+    write_layer = _write_cross_layer if config.cross_layer else _write_per_layer
     for layer in range(config.n_layers):
-        encoder, decoder = stored.encoder(layer), stored.decoder(layer, features).to(dtype)
-        if config.cross_layer:
-            _save(_named(encoder, dtype, layer), folder / f"W_enc_{layer}.safetensors")
-            _save({f"W_dec_{layer}": decoder}, folder / f"W_dec_{layer}.safetensors")
-        else:
-            _save(_named_per_layer(encoder, dtype) | {"W_dec": decoder[:, 0]}, folder / f"layer_{layer}.safetensors")
+        write_layer(stored, folder, dtype, layer)
         on_layer(layer + 1, config.n_layers)
     (folder / "config.yaml").write_text(yaml.safe_dump(meta, sort_keys=False), encoding="utf-8")
+
+
+def _write_cross_layer(stored: Stored, folder: Path, dtype: torch.dtype, layer: int) -> None:
+    _save(_named(stored.encoder(layer), dtype, layer), folder / f"W_enc_{layer}.safetensors")
+    decoder = stored.decoder(layer, torch.arange(stored.config.n_features))
+    _save({f"W_dec_{layer}": decoder.to(dtype)}, folder / f"W_dec_{layer}.safetensors")
+
+
+def _write_per_layer(stored: Stored, folder: Path, dtype: torch.dtype, layer: int) -> None:
+    decoder = stored.decoder(layer, torch.arange(stored.config.n_features))
+    tensors = _named_per_layer(stored.encoder(layer), dtype) | {"W_dec": decoder[:, 0].to(dtype)}
+    _save(tensors, folder / f"layer_{layer}.safetensors")
 
 
 def _read_cross_layer(folder: Path, meta: Settings) -> Stored:
