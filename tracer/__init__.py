@@ -15,9 +15,11 @@ _PUBLIC = {
     "direction_target": "tracer.targets",
     "feature_target": "tracer.targets",
     "join": "tracer.targets",
+    "prepare": "tracer.pipeline",
     "token_targets": "tracer.targets",
     "top_targets": "tracer.targets",
     "trace": "tracer.pipeline",
+    "trace_prepared": "tracer.pipeline",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -43,6 +43,8 @@ class Outcome:
     error: str = ""
     process: int = 0
     """The process that did it."""
+    doubt: str = ""
+    """What speaks against the graph that was traced."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _run(
     from tracer.batch import Status
     from tracer.errors import TraceError
 
-    counts = {status: 0 for status in Status}
+    counts, doubts = {status: 0 for status in Status}, []
     start = time.perf_counter()
     try:
         with closing(outcomes), _progress(n_rows) as advance:
@@ -118,6 +118,7 @@ def _run(
                 if number == 0:
                     _remove(failures)  # of the run before, now that this one has begun
                 counts[outcome.status] += 1
+                doubts += [outcome.doubt] if outcome.doubt else []
                 if outcome.status == Status.FAILED:
                     _note(outcome, failures)
                 advance(counts[Status.FAILED])
@@ -128,7 +129,8 @@ def _run(
         ) from None
     return {
         "store": str(store.folder), "prompts": n_rows, **{status.value: counts[status] for status in Status},
-        "failures": str(failures) if counts[Status.FAILED] else None, "seconds": time.perf_counter() - start,
+        "failures": str(failures) if counts[Status.FAILED] else None,
+        "doubtful": len(doubts), "doubt": next(iter(doubts), None), "seconds": time.perf_counter() - start,
     }  # fmt: skip
 
 
@@ -200,4 +202,6 @@ def _text(summary: dict[str, Any]) -> str:
         lines.append(f"Twice    {summary['duplicates']} prompts came before, and were traced once")
     if summary["failed"]:
         lines.append(f"Failed   {summary['failed']}, listed in {summary['failures']}")
+    if summary["doubtful"]:
+        lines.append(f"Doubtful {summary['doubtful']}, the first: {summary['doubt']}")
     return "\n".join([*lines, f"Saved    in {summary['store']}"])

@@ -121,6 +121,8 @@ def trace_prompt(
     config = TraceConfig(prune=not no_prune, **settings)
     printed = commands.trace_and_save(text, folder, config, source, as_json=as_json)
     click.echo(printed.text)
+    if printed.doubt:
+        click.echo(f"trace: {printed.doubt}", err=True)
     if open_viewer:
         _serve(folder, port=0, graph_id=printed.graph_id, open_browser=True)
 

@@ -30,6 +30,8 @@ class Printed:
 
     text: str
     graph_id: str
+    doubt: str
+    """What speaks against the graph, for stderr; "" where nothing does."""
 
 
 def trace_and_save(prompt: str, store: GraphStore, config: TraceConfig, source: Source, *, as_json: bool) -> Printed:
@@ -50,9 +52,10 @@ def trace_and_save(prompt: str, store: GraphStore, config: TraceConfig, source: 
     predictions = [vars(prediction) for prediction in done.predictions]
     record: dict[str, Any] = graph_record(graph_id, store, done.graph) | {"predictions": predictions}
     counts = record["counts"] | {"nodes": done.n_nodes, "edges": done.n_edges}
+    record["doubt"] = done.doubt or None
     record["counts"] = counts | {"pruned_nodes": done.graph.n_nodes, "pruned_edges": done.graph.n_edges}
     text = json.dumps(record, ensure_ascii=False, indent=2) if as_json else _text(record, done.graph)
-    return Printed(text, graph_id)
+    return Printed(text, graph_id, done.doubt)
 
 
 def convert_transcoder(source: str, folder: Path, dtype: str | None, overrides: dict[str, str]) -> str:

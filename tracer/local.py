@@ -96,6 +96,8 @@ class LocalReplacementModel:
     """The model's before the soft cap: what is explained."""
     output: Float[Tensor, "position d_model"]
     """The model's own final norm's output, which the unembedding and any other direction read."""
+    relative_error: float
+    """Median over layers and positions, but the first, of ‖error‖² / ‖MLP output‖²; 0 for a prompt of one token."""
 
     @property
     def n_layers(self) -> int:
@@ -149,14 +151,17 @@ def localize(
     seen.clear()
     features, decoders = _active(transcoder, inputs)
     _check_finite("transcoder", features.activation, transcoder.b_dec)
+    size = outputs[:, 1:].square().sum(-1)
     outputs -= transcoder.skip(inputs)  # a skip connection is no node: effects flow through it
     error, constant = _unexplained(transcoder, outputs, features, decoders)
+    relative = error[:, 1:].square().sum(-1) / size.clamp(min=torch.finfo(dtype).tiny)
     unembedding = anatomy.unembedding
     bias = unembedding.bias if unembedding.bias is not None else torch.zeros(len(unembedding.weight))
     return LocalReplacementModel(
         prompt, origin, transcoder, tuple(attention), tuple(reading), tuple(writing), anatomy.parallel, final_norm,
         unembedding.weight.detach(), bias.detach().to(unembedding.weight.device, dtype), anatomy.softcap,
         embedding, positions, features, decoders, error, constant, logits, uncapped, final,
+        float(relative.median()) if relative.numel() else 0.0,
     )  # fmt: skip
 
 

@@ -16,11 +16,13 @@ from graphs import AttributionGraph, prune, score_from
 from tracer.attribution import attribute
 from tracer.choose import choose_targets
 from tracer.config import TraceConfig
+from tracer.errors import TraceError
 from tracer.local import LocalReplacementModel
 from tracer.memory import explaining_lack_of_memory
 from tracer.replacement import ReplacementModel
 from tracer.rows import ignore
-from tracer.targets import find_position, top_tokens
+from tracer.sources import Sources
+from tracer.targets import Targets, find_position, top_tokens
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Trace:
     predictions: tuple[Prediction, ...]
     n_nodes: int
     n_edges: int
+    doubt: str
+    """Why the transcoder seems not to be of this model; "" where it is no worse than usual."""
 
 
 @explaining_lack_of_memory()
@@ -57,10 +61,43 @@ def trace(
     """Trace one prompt; `labels` names features by (layer, feature), `tags` are kept with the graph."""
     start = time.perf_counter()
     local = replacement.localize(replacement.tokenize(prompt))
-    targets = choose_targets(replacement, local, config)
+    targets = choose_targets(replacement, local, config)  # or it says what is wrong before there is more work
+    return _explain(replacement, Sources(local), targets, config, start, labels, tags, on_progress)
+
+
+@explaining_lack_of_memory()
+def prepare(prompt: str, replacement: ReplacementModel) -> Sources:
+    """What all traces of a prompt share, whatever they explain: run once for any number of `trace_prepared`."""
+    return Sources(replacement.localize(replacement.tokenize(prompt)))
+
+
+@explaining_lack_of_memory()
+def trace_prepared(
+    prepared: Sources,
+    replacement: ReplacementModel,
+    config: TraceConfig = TraceConfig(),  # noqa: B008 (a frozen value)
+    *,
+    labels: dict[tuple[int, int], str] | None = None,
+    tags: tuple[tuple[str, str], ...] = (),
+    on_progress: Callable[[int, int], None] = ignore,
+) -> Trace:
+    """As `trace`, of a prompt that was prepared with this replacement model."""
+    start = time.perf_counter()
+    if prepared.local.origin != replacement.origin:
+        raise TraceError("the prompt was prepared with another model or transcoder; prepare it with this one.")
+    targets = choose_targets(replacement, prepared.local, config)
+    return _explain(replacement, prepared, targets, config, start, labels, tags, on_progress)
+
+
+def _explain(
+    replacement: ReplacementModel, sources: Sources, targets: Targets, config: TraceConfig, start: float,
+    labels: dict[tuple[int, int], str] | None, tags: tuple[tuple[str, str], ...],
+    on_progress: Callable[[int, int], None],
+) -> Trace:  # fmt: skip
+    local = sources.local
     whole = attribute(
-        local, targets, coverage=config.coverage, max_features=config.max_features, row_share=config.row_share,
-        batch_size=config.batch_size, labels=labels, on_progress=on_progress,
+        local, targets, sources=sources, coverage=config.coverage, max_features=config.max_features,
+        row_share=config.row_share, batch_size=config.batch_size, labels=labels, on_progress=on_progress,
     )  # fmt: skip
     graph = whole
     if config.prune:
@@ -74,7 +111,10 @@ def trace(
         seconds=time.perf_counter() - start, peak_memory_mb=_peak_memory_mb(),
         config=config_text(config), tags=tags,
     )  # fmt: skip
-    return Trace(replace(graph, info=info), _predictions(replacement, local, config), whole.n_nodes, whole.n_edges)
+    return Trace(
+        replace(graph, info=info), _predictions(replacement, local, config), whole.n_nodes, whole.n_edges,
+        replacement.doubt(local),
+    )  # fmt: skip
 
 
 def config_text(config: TraceConfig) -> str:

@@ -27,6 +27,8 @@ from transcoders.hub import locate
 
 DECODER_ROWS = 16
 """Features of each layer whose decoder vectors tell transcoders apart."""
+UNEXPLAINED = 0.95
+"""Where errors are as large as what was to be explained, a transcoder is of another model; to write nothing gives 1."""
 WORD = re.compile(r"\w+|[^\w\s]+")
 
 
@@ -135,6 +137,19 @@ class ReplacementModel:
     def localize(self, prompt: Prompt) -> LocalReplacementModel:
         """Run the prompt once and hold everything nonlinear at its value."""
         return localize(self.model, self.anatomy, self.transcoder, prompt, self.origin)
+
+    def doubt(self, local: LocalReplacementModel) -> str:
+        """Why the transcoder seems not to be of this model: of another one of the same size its graphs are exact too,
+        but nearly all errors. "" where it explains something."""
+        if local.relative_error < UNEXPLAINED:
+            return ""
+        said = self.transcoder.config.model_name
+        named = f" of {said}" if said else ""
+        return (
+            f"the transcoder{named} explains nothing of what most MLPs of {self.origin.model} write here (median error "
+            f"{local.relative_error:.0%}); use one that was trained on this model, or correct its hooks (trace convert "
+            "--reads, --writes)."
+        )
 
 
 def _check_all_is_said(text: str, offsets: list[tuple[int, int]]) -> None:

@@ -28,11 +28,12 @@ class Worker:
     def trace(self, row: Row) -> Outcome:
         """Trace the row and save its graph, unless the store has it."""
         try:
-            return Outcome(row, self._trace(row), process=os.getpid())
+            status, doubt = self._trace(row)
+            return Outcome(row, status, process=os.getpid(), doubt=doubt)
         except EXPECTED as error:
             return Outcome(row, Status.FAILED, str(error), os.getpid())
 
-    def _trace(self, row: Row) -> Status:
+    def _trace(self, row: Row) -> tuple[Status, str]:
         if row.problem:
             raise TraceError(row.problem)
         self.loaded.check(row.prompt)
@@ -43,11 +44,11 @@ class Worker:
         if found is None:
             done = trace(row.prompt, replacement, self.job.config, labels=self.loaded.labels, tags=row.tags)
             self.store.save(done.graph)
-            return Status.TRACED
+            return Status.TRACED, done.doubt
         if row.tags and row.tags != found.info.tags:  # the file says something new about an old prompt
             graph = self.store.load(graph_id)
             self.store.save(replace(graph, info=replace(graph.info, tags=row.tags)))
-        return Status.FOUND
+        return Status.FOUND, ""
 
 
 def begin(job: Job, device: str, share: int) -> Worker:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import normalizers, processors
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from graphs import GraphStore
 from tests.tracer.conftest import CASES, tiny_llama, tiny_tokenizer, tiny_transcoder
+from tracer import lab
 from tracer.choose import one_token
 from tracer.errors import TraceError
 from tracer.memory import explaining_lack_of_memory
@@ -49,6 +50,31 @@ def test_a_transcoder_of_another_width_is_refused():
     other = CrossLayerTranscoder(TranscoderConfig(3, 8, 20, "relu"))
     with pytest.raises(TraceError, match="width 8, the model 16; it was trained on another model"):
         ReplacementModel.of(tiny_llama(0), tiny_tokenizer(), other)
+
+
+def test_a_transcoder_of_another_model_of_the_same_size_is_doubted(tmp_path):
+    """The graph is exact, as any is; that it is nearly all errors is told."""
+    model, transcoder = lab.folder() / "model", lab.folder() / "transcoder"
+    own = ReplacementModel.load(model, transcoder)
+    assert trace("calc: 36+59=", own).doubt == ""
+    torch.manual_seed(0)
+    other = ReplacementModel.of(LlamaForCausalLM(own.model.config), own.tokenizer, own.transcoder)
+    done = trace("calc: 36+59=", other)
+    assert done.doubt.startswith("the transcoder of lab explains nothing of what most MLPs of")
+    assert "use one that was trained on this model, or correct its hooks" in done.doubt
+    assert done.graph.info.conservation_error < 1e-4
+    assert done.graph.info.replacement_score < 0.5
+
+
+def test_the_error_that_is_doubted_is_the_median_over_layers_and_positions(local):
+    written = local.constant.clone()
+    for source in range(local.n_layers):
+        here = local.features.layer == source
+        rows = local.decoders[source][local.features.row[here]] * local.features.activation[here, None, None]
+        for k in range(rows.shape[1]):
+            written[source + k].index_add_(0, local.features.position[here], rows[:, k])
+    relative = local.error.square().sum(-1) / (local.error + written).square().sum(-1)
+    assert local.relative_error == pytest.approx(float(relative[:, 1:].median()), rel=1e-4)
 
 
 def test_a_truncated_model_file_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,8 +12,10 @@ from tests.tracer.families import tiny_model
 from tests.tracer.oracle import dense, jacobian
 from tests.tracer.test_families import HOOKS, random_transcoder
 from tracer.attribution import attribute
+from tracer.config import TraceConfig
 from tracer.errors import TraceError
 from tracer.local import LocalReplacementModel
+from tracer.pipeline import prepare, trace, trace_prepared
 from tracer.replacement import ReplacementModel
 from tracer.rows import attribution_rows
 from tracer.sources import Sources
@@ -188,6 +191,20 @@ def test_sources_prepared_once_serve_every_target_of_the_prompt(replacement, loc
     other = replacement.localize(replacement.tokenize("w3 w1"))
     with pytest.raises(TraceError, match="those of another prompt"):
         attribution_rows(other, token_targets(other, (5,), ("a",)), sources=sources)
+
+
+def test_a_prompt_prepared_once_is_traced_for_many_questions(replacement):
+    prepared = prepare("w3 w1 w4 w1 w5 w9", replacement)
+    for config in (TraceConfig(), TraceConfig(target=("w7", "w2"), position=3), TraceConfig(prune=False)):
+        once = trace_prepared(prepared, replacement, config, tags=(("a", "b"),)).graph
+        anew = trace("w3 w1 w4 w1 w5 w9", replacement, config, tags=(("a", "b"),)).graph
+        assert np.array_equal(once.weight, anew.weight) and np.array_equal(once.source, anew.source)
+        assert once.token.tolist() == anew.token.tolist()
+        unlike = {"created_at": anew.info.created_at, "seconds": 0.0, "peak_memory_mb": 0.0}
+        assert dataclasses.replace(once.info, **unlike) == dataclasses.replace(anew.info, **unlike)
+    other = ReplacementModel.of(tiny_llama(1), tiny_tokenizer(), tiny_transcoder(1))
+    with pytest.raises(TraceError, match="the prompt was prepared with another model or transcoder"):
+        trace_prepared(prepared, other)
 
 
 def test_positions_count_from_either_end_or_are_words(local):
