@@ -4,8 +4,9 @@
     python -m benchmarks.attribution --peer ~/peer/bin/python         # and circuit-tracer, from its own environment
     python -m benchmarks.attribution --shape llama-1b --device cuda --dtype bfloat16 --features 32768
 
-Every number comes from a process of its own on the same files; seconds are medians over the repeats inside it. Ratios
-are the peer's seconds of attribution, of pruning and of the whole process, and its peak memory, by ours.
+Every number comes from processes of their own on the same files: medians over `--processes` of them, and of attribution
+and pruning over the repeats inside each. Ratios are the peer's seconds of attribution, of pruning and of the whole
+process, and its peak memory, by ours; nodes are compared by the Jaccard index of what two pruned graphs keep.
 """
 
 import json
@@ -41,7 +42,7 @@ SHAPES = {"llama-1b": LLAMA_1B, "gemma-2b": GEMMA_2B}
 
 @dataclass(frozen=True)
 class Run:
-    """What one process took."""
+    """What a process took; of several the medians."""
 
     active: int
     attribution_seconds: float
@@ -65,10 +66,12 @@ class Run:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
 @click.option("--repeats", default=3, show_default=True)
+@click.option("--processes", default=1, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 def main(
     peer: str | None, peer_batch_size: int, only: tuple[str, ...], shape: str | None, layers: int | None,
-    features: int | None, l0: int | None, tokens: int | None, device: str, dtype: str, repeats: int, threads: int,
+    features: int | None, l0: int | None, tokens: int | None, device: str, dtype: str, repeats: int, processes: int,
+    threads: int,
 ) -> None:  # fmt: skip
     """Print a table: ours with everything attributed, ours by the coverage rule, and the peer's."""
     changes = {"n_layers": layers, "n_features": features, "l0": l0, "n_tokens": tokens}
@@ -87,29 +90,39 @@ def main(
         with tempfile.TemporaryDirectory() as folder:
             write_case(replace(case, dtype=dtype), Path(folder))
             command = [peer, str(HERE / "trace_peer.py"), f"--batch-size={peer_batch_size}"] if peer else []
-            _add_case(table, name, Path(folder), command, shared)
+            _add_case(table, name, Path(folder), command, shared, processes)
     Console(width=200).print(table)
 
 
-def _add_case(table: Table, name: str, folder: Path, peer: list[str], shared: list[str]) -> None:
+def _add_case(table: Table, name: str, folder: Path, peer: list[str], shared: list[str], processes: int) -> None:
     """`peer` is the command that runs it, or nothing."""
     ours, rule = (
-        _run([sys.executable, str(HERE / "trace_ours.py"), str(folder), *shared, *more])
+        _run([sys.executable, str(HERE / "trace_ours.py"), str(folder), *shared, *more], processes)
         for more in (
             [f"--edges={folder}/ours.npz"],
             ["--coverage=0.99", f"--edges={folder}/rule.npz"],
         )
     )
-    theirs = None
+    theirs, edges, same = None, "", ""
     if peer:
-        theirs = _run([*peer, str(folder), *shared, f"--edges={folder}/peer.npz"])
-    _row(table, name, "ours, all", ours, theirs, _edge_difference(folder) if theirs else "")
-    _row(table, "", "ours, coverage 0.99", rule, theirs, _same_nodes(folder, "ours", "rule"))
+        theirs = _run([*peer, str(folder), *shared, f"--edges={folder}/peer.npz"], processes)
+        kept = _kept_by_peer(folder)
+        edges = f"{_edge_difference(folder)}; nodes {_jaccard(_kept(folder, 'ours'), kept):.3f} of the peer's"
+        same = f", {_jaccard(_kept(folder, 'rule'), kept):.3f} of the peer's"
+    _row(table, name, "ours, all", ours, theirs, edges)
+    alike = _jaccard(_kept(folder, "ours"), _kept(folder, "rule"))
+    _row(table, "", "ours, coverage 0.99", rule, theirs, f"nodes {alike:.3f} of ours, all{same}")
     if theirs:
         _row(table, "", "circuit-tracer", theirs, theirs, "")
 
 
-def _run(command: list[str]) -> Run:
+def _run(command: list[str], processes: int) -> Run:
+    runs = [_run_once(command) for _ in range(processes)]
+    columns = zip(*(vars(run).values() for run in runs), strict=True)
+    return Run(*(None if None in column else median(column) for column in columns))
+
+
+def _run_once(command: list[str]) -> Run:
     result, whole = measured(command)
     seconds = median(result["attribution_seconds"])
     share = result["operations"] / seconds / result["matrix_rate"] if "operations" in result else None
@@ -160,10 +173,24 @@ def _edge_difference(case: Path) -> str:
     return f"edges to {worst:.0e} of the largest; {one_sided} features in one only"
 
 
-def _same_nodes(case: Path, one: str, other: str) -> str:
-    """Jaccard index of the nodes two pruned graphs keep."""
-    kept = [set(map(tuple, np.load(case / f"{name}.npz")["kept"].tolist())) for name in (one, other)]
-    return f"nodes {len(kept[0] & kept[1]) / len(kept[0] | kept[1]):.3f} of ours, all"
+def _kept(case: Path, name: str) -> set[tuple[int, ...]]:
+    """What our pruned graph keeps: kind, layer, position and feature of each node but the logits."""
+    return set(map(tuple, np.load(case / f"{name}.npz")["kept"].tolist()))
+
+
+def _kept_by_peer(case: Path) -> set[tuple[int, ...]]:
+    """The same of the peer, whose nodes are all active features, then errors by layer and position, tokens, logits."""
+    peer = np.load(case / "peer.npz")
+    features, mask, n_layers = peer["features"], peer["kept"], int(peer["n_layers"])
+    n_positions = (len(mask) - len(features) - int(peer["n_logits"])) // (n_layers + 1)
+    names = [(int(NodeKind.FEATURE), *row) for row in features.tolist()]
+    names += [(int(NodeKind.ERROR), layer, p, -1) for layer in range(n_layers) for p in range(n_positions)]
+    names += [(int(NodeKind.TOKEN), -1, p, -1) for p in range(n_positions)]
+    return {name for name, kept in zip(names, mask[: len(names)].tolist(), strict=True) if kept}
+
+
+def _jaccard(one: set[tuple[int, ...]], other: set[tuple[int, ...]]) -> float:
+    return len(one & other) / len(one | other)
 
 
 if __name__ == "__main__":

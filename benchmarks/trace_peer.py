@@ -57,7 +57,7 @@ def main() -> None:
         np.savez(
             options.edges, features=graph.active_features.cpu().numpy(),
             adjacency=graph.adjacency_matrix.float().cpu().numpy(), kept=pruned.node_mask.cpu().numpy(),
-            n_logits=len(graph.logit_targets),
+            n_logits=len(graph.logit_targets), n_layers=model.cfg.n_layers,
         )  # fmt: skip
     print(
         json.dumps(
