@@ -15,7 +15,7 @@ from tracer.replacement import ReplacementModel
 from tracer.targets import token_targets, top_tokens
 
 
-@pytest.fixture(scope="module", params=["llama-clt-jumprelu", "gpt2-clt-relu", "qwen3-plt-relu"])
+@pytest.fixture(scope="module", params=["llama-clt-jumprelu", "gpt2-clt-relu", "qwen3-plt-relu", "gemma2-plt-skip"])
 def case(request: pytest.FixtureRequest) -> Path:
     return CASES / request.param
 
