@@ -5,7 +5,8 @@
     python -m benchmarks.quality --peer ~/peer/bin/python    # and the peers this Python has (see quality_peer.py)
 
 One site for every distinct prefix of the lab's training prompts, as for the transcoder that ships; the trainer is that
-of `trace train`. Measured on the lab's held-out prompts as `trace evaluate` does.
+of `trace train`. Every transcoder's thresholds are scaled by one number, so that k features a layer fire at a training
+site on average: those of BatchTopK let more or fewer fire. Measured on the lab's held-out prompts as `trace evaluate`.
 """
 
 import subprocess
@@ -58,7 +59,8 @@ ROWS = {
 LEARNING_RATES = (1e-3, 3e-3, 6e-3)
 SHIPPED = "the shipped one (trained beside the model)"
 COLUMNS = (
-    "transcoder", "rate", "parameters", "L0", "error", "dead", "top-1", "KL", "replacement", "completeness"
+    "transcoder", "rate", "parameters", "scaled", "L0", "NMSE", "error", "dead", "top-1", "KL", "replacement",
+    "completeness",
 )  # fmt: skip
 N_PROMPTS = 1000
 
@@ -91,11 +93,12 @@ def main(tokens: int, rows: tuple[str, ...], rates: tuple[float, ...], graphs: i
         runs = []
         for rate in rates:
             config = replace(ROWS.get(name, CROSS), learning_rate=rate, tokens=tokens)
-            judged = _judged(model, trained(config), material)
-            runs.append((judged["graphs"]["replacement"], _told(name, f"{rate:g}", judged)))
+            transcoder, scale = _at_l0(trained(config), sites, config.k)
+            judged = _judged(model, transcoder, material)
+            runs.append((judged["graphs"]["replacement"], _told(name, f"{rate:g}", f"{scale:.2f}", judged)))
         table.add_row(*max(runs)[1])
     if SHIPPED in (rows or (SHIPPED,)):
-        table.add_row(*_told(SHIPPED, "", _judged(model, load(lab.folder() / "transcoder"), material)))
+        table.add_row(*_told(SHIPPED, "", "", _judged(model, load(lab.folder() / "transcoder"), material)))
     Console(width=160).print(table)
 
 
@@ -161,18 +164,31 @@ def _note(row: dict[str, Any]) -> None:
     print("  ".join(f"{name} {value:.4g}" for name, value in known.items()), file=sys.stderr, flush=True)
 
 
+def _at_l0(transcoder: CrossLayerTranscoder, sites: Sites, k: int) -> tuple[CrossLayerTranscoder, float]:
+    """The same with thresholds times one number, which is found by halves, so that k features a layer fire."""
+    some = torch.randperm(sites.inputs.shape[1], generator=torch.Generator().manual_seed(2))[:8192]
+    pre_activation = transcoder.pre_activations(sites.inputs[:, some])
+    low, high = 0.0, 4.0
+    for _ in range(20):
+        scale = (low + high) / 2
+        fires = (pre_activation > scale * transcoder.threshold[:, None]).sum(-1).float().mean()
+        low, high = (scale, high) if fires > k else (low, scale)
+    transcoder.threshold *= scale
+    return transcoder, scale
+
+
 def _judged(model: ReplacementModel, transcoder: CrossLayerTranscoder, material: Material) -> dict[str, Any]:
     n_parameters = transcoder.W_enc.numel() + sum(decoder.numel() for decoder in transcoder.W_dec)
     judged = evaluation_record(evaluate(replace(model, transcoder=transcoder), material))
     return judged | {"parameters": n_parameters}
 
 
-def _told(name: str, rate: str, judged: dict[str, Any]) -> tuple[str, ...]:
+def _told(name: str, rate: str, scaled: str, judged: dict[str, Any]) -> tuple[str, ...]:
     """A row of the table, and at once a line on stderr."""
     cells = (
-        name, rate, f"{judged['parameters'] / 1e6:.2f} M", f"{judged['l0']:.1f}", f"{judged['relative_error']:.4f}",
-        f"{judged['dead']:.2f}", f"{judged['top1_match']:.4f}", f"{judged['kl']:.3f}",
-        f"{judged['graphs']['replacement']:.3f}", f"{judged['graphs']['completeness']:.3f}",
+        name, rate, f"{judged['parameters'] / 1e6:.2f} M", scaled, f"{judged['l0']:.1f}", f"{judged['nmse']:.4f}",
+        f"{judged['relative_error']:.4f}", f"{judged['dead']:.2f}", f"{judged['top1_match']:.4f}",
+        f"{judged['kl']:.3f}", f"{judged['graphs']['replacement']:.3f}", f"{judged['graphs']['completeness']:.3f}",
     )  # fmt: skip
     print(" | ".join(cells), file=sys.stderr, flush=True)
     return cells
