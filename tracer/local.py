@@ -19,7 +19,8 @@ from transcoders.families import Anatomy
 from transcoders.memory import free_memory
 
 PATTERNS = 1 / 8
-"""Attention patterns are held if they take no more than this share of the free memory."""
+"""Attention patterns may take this share of the free memory; those of the lowest layers, through which most rows pass,
+are held, and the others computed again whenever they are needed."""
 FEATURES_AT_ONCE, FEATURES_AT_ONCE_ON_GPU = 1 << 9, 1 << 14
 """Decoder rows made wide at once: few stay in a processor's cache."""
 TOKENS_AT_ONCE = 1 << 14
@@ -116,10 +117,10 @@ def localize(
     config, n_layers = transcoder.config, len(anatomy.layers)
     ids = torch.tensor([prompt.token_ids], device=model.device)
     dtype = torch.promote_types(model.dtype, torch.float32)  # bfloat16 weights, float32 sums
-    patterns = n_layers * model.config.num_attention_heads * len(prompt.token_ids) ** 2 * dtype.itemsize
-    hold = patterns <= PATTERNS * free_memory(model.device)
+    pattern = model.config.num_attention_heads * len(prompt.token_ids) ** 2 * dtype.itemsize
+    n_held = int(PATTERNS * free_memory(model.device) / pattern)
     modules = _modules(anatomy, config)
-    with computing_in(model, dtype), recording(modules) as seen, _watching_attention(anatomy, dtype, hold) as attend:
+    with computing_in(model, dtype), recording(modules) as seen, _watching_attention(anatomy, dtype, n_held) as attend:
         logits = model(ids, use_cache=False).logits[0].to(dtype)
         uncapped = logits if anatomy.softcap is None else anatomy.unembedding(seen["final"][1][0]).to(dtype)
     _check_finite("model", logits)
@@ -132,7 +133,7 @@ def localize(
     for i, layer in enumerate(anatomy.layers):
         before = norm(layer.attention_norm, f"attention norm {i}")
         after = norm(layer.attention_post_norm, f"attention post norm {i}")
-        attention.append(freeze_attention(before, attend.pop(i), layer.projections, after, hold=hold))
+        attention.append(freeze_attention(before, attend.pop(i), layer.projections, after, hold=i < n_held))
         gainless = reads_before_gain(layer, config.reads)
         reads_residual = read_site(layer, config.reads) is not layer.mlp and not gainless
         read = norm(None if reads_residual else layer.mlp_norm, f"mlp norm {i}")
@@ -181,7 +182,7 @@ def _modules(anatomy: Anatomy, config: TranscoderConfig) -> dict[str, nn.Module]
 
 @contextmanager
 def _watching_attention(
-    anatomy: Anatomy, dtype: torch.dtype, hold: bool
+    anatomy: Anatomy, dtype: torch.dtype, n_held: int
 ) -> Iterator[dict[int, Callable[[], Float[Tensor, "head position position"]]]]:
     """Per layer how to get its attention pattern: the one of the forward pass inside the block, or the same again."""
     attend: dict[int, Callable[[], Tensor]] = {}
@@ -192,7 +193,7 @@ def _watching_attention(
                 with computing_in(module, dtype):
                     return module(*arguments, **keywords)[1][0].to(dtype)
 
-            pattern = output[1][0].to(dtype) if hold else None
+            pattern = output[1][0].to(dtype) if layer < n_held else None
             attend[layer] = again if pattern is None else lambda: pattern
 
         return record

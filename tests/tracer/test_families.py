@@ -30,6 +30,7 @@ from tracer.targets import (
 from transcoders import CrossLayerTranscoder, TranscoderConfig, TranscoderError
 from transcoders.activations import mlp_activations, recording
 from transcoders.families import FAMILIES, dissect
+from transcoders.memory import free_memory
 
 HOOKS = [("hook_resid_mid", "hook_mlp_out"), ("mlp.hook_in", "mlp.hook_out")]
 N_LAYERS, D_MODEL, N_FEATURES = 3, 16, 20
@@ -158,6 +159,18 @@ def test_what_is_not_held_but_made_on_the_way_gives_the_same_rows(traced, monkey
     assert torch.equal(rows.source, traced.rows.source)
     assert_close(rows.effect, traced.rows.effect, traced.precision)
     assert rows.logits_error < traced.precision
+
+
+def test_patterns_of_the_lowest_layers_are_held_where_not_all_fit(monkeypatch):
+    replacement = ReplacementModel.of(tiny_model("llama").double(), tiny_tokenizer(), random_transcoder(*HOOKS[0]))
+    prompt = replacement.tokenize("w3 w1 w4 w1 w5")
+    whole = replacement.localize(prompt)
+    pattern = whole.attention[0].pattern.nbytes
+    monkeypatch.setattr("tracer.local.PATTERNS", 1.5 * pattern / free_memory(torch.device("cpu")))
+    some = replacement.localize(prompt)
+    assert [isinstance(layer.held, torch.Tensor) for layer in some.attention] == [True, *[False] * (some.n_layers - 1)]
+    for one, other in zip(some.attention, whole.attention, strict=True):
+        torch.testing.assert_close(one.pattern, other.pattern)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
