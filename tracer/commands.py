@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from graphs import AttributionGraph, GraphError, GraphStore, NodeKind, graph_id_of, logit_weights
 from tracer import lab
 from tracer.config import TraceConfig
-from tracer.loading import Source, load, save_features
+from tracer.loading import Source, load, save_features, share_threads
 from tracer.options import DEFAULT_STORE, place
 from tracer.story import feature_paths, path_record, place_text, routes, target_name, target_record, told_targets
 from tracer.tables import on_one_line
@@ -42,6 +42,7 @@ def trace_and_save(prompt: str, store: GraphStore, config: TraceConfig, source: 
         step("loading the model", 0, 0)
         from tracer.pipeline import trace  # and with it torch
     loaded = load(source)  # downloads have their own bars
+    share_threads(loaded)
     with progress() as step:
         done = trace(
             prompt, loaded.replacement, config, labels=loaded.labels,

@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # importing torch takes seconds, and who only names a model d
     from tracer.replacement import ReplacementModel
 
 
+SMALL = 10_000_000
+"""Weights. The products of a smaller model are over before a second thread has begun, and it waits for it each time."""
+
+
 @dataclass(frozen=True)
 class Source:
     """What to load, and where to."""
@@ -77,6 +81,15 @@ def load(source: Source) -> Loaded:
     features = lab.features() if source.transcoder is None else None
     labels = {} if features is None else lab.labels(features)
     return Loaded(replace(replacement, origin=origin), features, labels, lab.words())
+
+
+def share_threads(loaded: Loaded, share: int = 1) -> None:
+    """Compute with as many threads as tracing with this model is quickest with, or fewer, where `share` others compute
+    too: one where the model is small."""
+    import torch
+
+    small = loaded.replacement.model.num_parameters() < SMALL
+    torch.set_num_threads(1 if small else max(1, torch.get_num_threads() // share))
 
 
 def load_for_training(model: str | None, device: str, dtype: str) -> tuple[Any, Any, str]:

@@ -3,13 +3,11 @@
 import os
 from dataclasses import replace
 
-import torch
-
 from graphs import GraphError, GraphStore, graph_id_of
 from tracer.attribution import question
 from tracer.batch import Job, Outcome, Status
 from tracer.errors import TraceError
-from tracer.loading import Loaded, load, save_features
+from tracer.loading import Loaded, load, save_features, share_threads
 from tracer.pipeline import config_text, trace
 from tracer.prompts import Row
 from transcoders.errors import TranscoderError
@@ -53,5 +51,6 @@ class Worker:
 
 def begin(job: Job, device: str, share: int) -> Worker:
     """Load the model onto the device; the processor is divided by `share`, the workers that compute on it."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // share))
-    return Worker(job, load(replace(job.source, device=device)))
+    loaded = load(replace(job.source, device=device))
+    share_threads(loaded, share)
+    return Worker(job, loaded)
