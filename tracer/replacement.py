@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tracer.errors import TraceError
@@ -177,10 +176,10 @@ def _told(what: str, place: str | Path) -> Iterator[None]:
     """Tell in one line why something cannot be loaded."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # damaged files make transformers raise every kind, and tokenizers no kind but this
         if is_lack_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise TraceError(
             f"the {what} {place} cannot be loaded ({reason}); give a local directory or a Hub id."
         ) from error
