@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tracer.errors import TraceError
@@ -22,7 +23,7 @@ from transcoders.checkpoint import revision
 from transcoders.errors import is_lack_of_memory
 from transcoders.families import Anatomy, dissect, longest_context
 from transcoders.fingerprint import digest_of, fingerprint
-from transcoders.hub import locate
+from transcoders.hub import commit, locate
 
 DECODER_ROWS = 16
 """Features of each layer whose decoder vectors tell transcoders apart."""
@@ -57,7 +58,7 @@ class ReplacementModel:
         folder = locate(transcoder)
         loaded = load_on_demand(folder, device=device, dtype=dtype)
         origin = Origin(
-            name or str(model), _model_revision(network, Path(model)),
+            name or str(model), _model_revision(network, model),
             f"{name}-clt" if name else str(transcoder), revision(folder),
         )  # fmt: skip
         return cls.of(network.to(device), loaded_tokenizer, loaded, origin)
@@ -210,11 +211,15 @@ def _words(text: str, offsets: list[tuple[int, int]]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _model_revision(model: PreTrainedModel, folder: Path) -> str:
+def _model_revision(model: PreTrainedModel, source: str | Path) -> str:
     """The Hub commit, or for a local directory ten hexadecimal digits of its configuration and weight files."""
-    commit = getattr(model.config, "_commit_hash", None)
-    if commit:
-        return commit
+    folder = Path(source)
+    if not folder.exists():
+        place, pinned = _pinned(source)
+        cached = try_to_load_from_cache(place, "config.json", revision=pinned)  # transformers no longer tells it
+        found = commit(Path(cached)) if isinstance(cached, str) else None
+        if found:
+            return found
     config = model.config.to_dict()
     for name in ("_name_or_path", "transformers_version"):  # in another folder, or opened by another version
         config.pop(name, None)
