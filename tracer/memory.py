@@ -13,8 +13,8 @@ TRACE_LESS = (
     "half precision (--dtype bfloat16)"
 )
 SAVE_LESS = (
-    "save less: prune (no --no-prune), or attribute fewer features (--max-features 5000) and keep fewer of their inputs "
-    "(--row-share 0.9)"
+    "save less: prune (no --no-prune), or attribute fewer features (--max-features 5000) and keep fewer of their "
+    "inputs (--row-share 0.9)"
 )
 LOAD_LESS = "load the weights in half precision (--dtype bfloat16), or a smaller model or transcoder"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from transcoders.errors import TranscoderError
+from transcoders.errors import TranscoderError, is_lack_of_memory
 
 SCHEME = "hf://"
 FILES = (".safetensors", ".npz", ".pt", ".ckpt")
@@ -70,8 +70,17 @@ def _fetch(place: HubPath) -> Path:
         ) from error
     except (HfHubHTTPError, EntryNotFoundError, HFValidationError) as error:
         revision = f" at revision {place.revision}" if place.revision else ""
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise TranscoderError(
-            f"{place.repo}{revision} cannot be downloaded ({reason}); check its name, its revision and, if it is "
-            "gated, that you are logged in (hf auth login)."
+            f"{place.repo}{revision} cannot be downloaded ({_reason(error)}); check its name, its revision and, if it "
+            "is gated, that you are logged in (hf auth login)."
         ) from error
+    except Exception as error:  # of a broken connection the client lets through what its HTTP library of the day raises
+        if is_lack_of_memory(error):
+            raise
+        raise TranscoderError(
+            f"{place.repo} cannot be downloaded ({_reason(error)}); run the same command again: what is there is kept."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
