@@ -1,6 +1,7 @@
 """Half-precision weights are traced exactly: as the model that has these very weights, computed in full precision."""
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -97,8 +98,9 @@ def test_edges_of_half_precision_weights_are_those_of_the_same_weights_in_full_p
     model = rounded(tiny_model(name), dtype)
     transcoder = rounded_matrices(random_transcoder("mlp.hook_in", "mlp.hook_out"), dtype)
     wide = torch.float32 if name in NOT_IN_FLOAT64 else torch.float64
+    copied: Any = deepcopy(model)
     found = []
-    for network, coder in ((model, transcoder), (deepcopy(model).to(wide), deepcopy(transcoder).to(wide))):
+    for network, coder in ((model, transcoder), (copied.to(wide), deepcopy(transcoder).to(wide))):
         replacement = ReplacementModel.of(network, tiny_tokenizer(), coder)
         local = replacement.localize(replacement.tokenize("w3 w1 w4 w1 w5 w9 w2"))
         rows = attribution_rows(local, token_targets(local, (5, 9), ("a", "b")), coverage=1.0)

@@ -1,7 +1,7 @@
 """Every published layout on demand: decoder rows are those that `load` reads, and so is what is traced with them."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def write_lightning_checkpoint(folder: Path) -> None:
     crosslayer_transcoder.write_config(folder, "PerLayerTopK", k=2)
 
 
-LAYOUTS: dict[str, Callable[[Path], object]] = {
+LAYOUTS: dict[str, Any] = {
     "Gemma Scope, npz": gemma_scope.write_first,
     "Gemma Scope, compressed npz": lambda folder: gemma_scope.write_first(folder, save=np.savez_compressed),
     "Gemma Scope 2, per layer": lambda folder: gemma_scope.write_second(folder, affine=True),
