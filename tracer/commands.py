@@ -40,6 +40,7 @@ def trace_and_save(prompt: str, store: GraphStore, config: TraceConfig, source: 
         lab.check_words(prompt, lab.words())
     with progress() as step:
         step("loading the model", 0, 0)
+        from tracer.memory import SAVE_LESS, explaining_lack_of_memory
         from tracer.pipeline import trace  # and with it torch
     loaded = load(source)  # downloads have their own bars
     share_threads(loaded)
@@ -49,9 +50,10 @@ def trace_and_save(prompt: str, store: GraphStore, config: TraceConfig, source: 
             on_progress=lambda n, total: step("attributing features", n, total),
         )  # fmt: skip
     save_features(store, loaded)
-    graph_id = store.save(_with_tags_of_before(done.graph, store))
     predictions = [vars(prediction) for prediction in done.predictions]
-    record: dict[str, Any] = graph_record(graph_id, store, done.graph) | {"predictions": predictions}
+    with explaining_lack_of_memory(SAVE_LESS):
+        graph_id = store.save(_with_tags_of_before(done.graph, store))
+        record: dict[str, Any] = graph_record(graph_id, store, done.graph) | {"predictions": predictions}
     counts = record["counts"] | {"nodes": done.n_nodes, "edges": done.n_edges}
     record["doubt"] = done.doubt or None
     record["counts"] = counts | {"pruned_nodes": done.graph.n_nodes, "pruned_edges": done.graph.n_edges}

@@ -12,6 +12,10 @@ TRACE_LESS = (
     "attribute fewer features (--max-features 5000, or a lower --coverage), shorten the prompt, or load the weights in "
     "half precision (--dtype bfloat16)"
 )
+SAVE_LESS = (
+    "save less: prune (no --no-prune), or attribute fewer features (--max-features 5000) and keep fewer of their "
+    "inputs (--row-share 0.9)"
+)
 LOAD_LESS = "load the weights in half precision (--dtype bfloat16), or a smaller model or transcoder"
 
 

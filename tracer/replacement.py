@@ -3,14 +3,18 @@
 import hashlib
 import json
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,12 +27,17 @@ from transcoders.checkpoint import revision
 from transcoders.errors import is_lack_of_memory
 from transcoders.families import Anatomy, dissect, longest_context
 from transcoders.fingerprint import digest_of, fingerprint
-from transcoders.hub import locate
+from transcoders.hub import commit, locate
 
 DECODER_ROWS = 16
 """Features of each layer whose decoder vectors tell transcoders apart."""
 UNEXPLAINED = 0.95
 """Where errors are as large as what was to be explained, a transcoder is of another model; to write nothing gives 1."""
+DAMAGED = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, ImportError, EOFError,
+    RuntimeError, UnpicklingError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises for files that are lacking, cut, or hold settings that are none."""
 WORD = re.compile(r"\w+|[^\w\s]+")
 
 
@@ -60,7 +69,7 @@ class ReplacementModel:
         folder = locate(transcoder)
         loaded = load_on_demand(folder, device=device, dtype=dtype)
         origin = Origin(
-            name or str(model), _model_revision(network, Path(model)),
+            name or str(model), _model_revision(network, model),
             f"{name}-clt" if name else str(transcoder), revision(folder),
         )  # fmt: skip
         return cls.of(network.to(device), loaded_tokenizer, loaded, origin)
@@ -192,13 +201,15 @@ def _told(what: str, place: str | Path) -> Iterator[None]:
     """Tell in one line why something cannot be loaded."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        if is_lack_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise TraceError(
-            f"the {what} {place} cannot be loaded ({reason}); give a local directory or a Hub id."
-        ) from error
+    finally:
+        error = sys.exception()
+        if isinstance(error, DAMAGED) or type(error) is Exception:  # tokenizers raises no other kind
+            if is_lack_of_memory(error):
+                raise error
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise TraceError(
+                f"the {what} {place} cannot be loaded ({reason}); give a local directory or a Hub id."
+            ) from error
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -226,11 +237,15 @@ def _words(text: str, offsets: list[tuple[int, int]]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _model_revision(model: PreTrainedModel, folder: Path) -> str:
+def _model_revision(model: PreTrainedModel, source: str | Path) -> str:
     """The Hub commit, or for a local directory ten hexadecimal digits of its configuration and weight files."""
-    commit = getattr(model.config, "_commit_hash", None)
-    if commit:
-        return commit
+    folder = Path(source)
+    if not folder.exists():
+        place, pinned = _pinned(source)
+        cached = try_to_load_from_cache(place, "config.json", revision=pinned)  # transformers no longer tells it
+        found = commit(Path(cached)) if isinstance(cached, str) else None
+        if found:
+            return found
     config = model.config.to_dict()
     for name in ("_name_or_path", "transformers_version"):  # in another folder, or opened by another version
         config.pop(name, None)

@@ -8,6 +8,7 @@ from tracer.attribution import question
 from tracer.batch import Job, Outcome, Status
 from tracer.errors import TraceError
 from tracer.loading import Loaded, load, save_features, share_threads
+from tracer.memory import SAVE_LESS, explaining_lack_of_memory
 from tracer.pipeline import config_text, trace
 from tracer.prompts import Row
 from transcoders.errors import TranscoderError
@@ -41,7 +42,8 @@ class Worker:
         found = self.store.find(graph_id)
         if found is None:
             done = trace(row.prompt, replacement, self.job.config, labels=self.loaded.labels, tags=row.tags)
-            self.store.save(done.graph)
+            with explaining_lack_of_memory(SAVE_LESS):
+                self.store.save(done.graph)
             return Status.TRACED, done.doubt
         if row.tags and row.tags != found.info.tags:  # the file says something new about an old prompt
             graph = self.store.load(graph_id)

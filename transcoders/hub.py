@@ -14,6 +14,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from transcoders.errors import TranscoderError
 
 SCHEME = "hf://"
+HTTP_ERROR = HfHubHTTPError.__bases__[0]
+"""What the client's HTTP library raises, which was another one in other versions: a broken connection comes so."""
 FILES = (".safetensors", ".npz", ".pt", ".ckpt")
 WANTED = ("*.safetensors", "*.npz", "*.pt", "*.ckpt", "config.yaml", "config.json", "*/config.json", "*cfg.json")
 """Weights and settings; repositories may hold much more, such as dashboards of every feature."""
@@ -70,8 +72,15 @@ def _fetch(place: HubPath) -> Path:
         ) from error
     except (HfHubHTTPError, EntryNotFoundError, HFValidationError) as error:
         revision = f" at revision {place.revision}" if place.revision else ""
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise TranscoderError(
-            f"{place.repo}{revision} cannot be downloaded ({reason}); check its name, its revision and, if it is "
-            "gated, that you are logged in (hf auth login)."
+            f"{place.repo}{revision} cannot be downloaded ({_reason(error)}); check its name, its revision and, if it "
+            "is gated, that you are logged in (hf auth login)."
         ) from error
+    except (HTTP_ERROR, ConnectionError) as error:
+        raise TranscoderError(
+            f"{place.repo} cannot be downloaded ({_reason(error)}); run the same command again: what is there is kept."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -13,10 +13,11 @@ TRACE = [sys.executable, "-c", "from tracer.__main__ import main; main()"]  # fo
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
 
 
-def run(*arguments: str, folder: Path, memory: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run `trace` in a folder; with `memory` it gets no more than so many bytes."""
+def run(*arguments: str, folder: Path, memory: int = 0, spare: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `trace` in a folder; with `memory` it gets no more than so many bytes, with `spare` so many besides those
+    that its libraries take (on Linux)."""
     with tempfile.TemporaryDirectory() as said:
-        process = FORKS.Process(target=_command, args=(arguments, folder, memory, Path(said)))
+        process = FORKS.Process(target=_command, args=(arguments, folder, memory, spare, Path(said)))
         process.start()
         process.join(timeout=300)
         assert process.exitcode is not None, f"trace {' '.join(arguments)} did not end within 300 s"
@@ -33,7 +34,7 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def _command(arguments: tuple[str, ...], folder: Path, memory: int, said: Path) -> None:
+def _command(arguments: tuple[str, ...], folder: Path, memory: int, spare: int, said: Path) -> None:
     from tracer.cli import main
 
     for name, stream in (("output", sys.stdout), ("errors", sys.stderr)):
@@ -41,6 +42,9 @@ def _command(arguments: tuple[str, ...], folder: Path, memory: int, said: Path) 
             os.dup2(file.fileno(), stream.fileno())
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.chdir(folder)
+    if spare:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        memory = pages * resource.getpagesize() + spare
     if memory:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     sys.argv = ["trace", *arguments]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
-from graphs import NodeKind, with_unscaled_tokens
+from graphs import NodeKind, prune, score, with_unscaled_tokens
+from graphs.graph import logit_weights
 from tests.tracer.conftest import tiny_tokenizer
 from tests.tracer.families import CONFIGS, LAYER_NORMS, NOT_IN_FLOAT64, tiny_model, with_wide_norms
 from tests.tracer.oracle import dense, jacobian
@@ -137,6 +138,55 @@ def check(traced: Traced) -> None:
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor, precision: float) -> None:
     torch.testing.assert_close(found, expected, atol=precision * float(expected.abs().max()), rtol=0)
+
+
+def test_influence_is_that_of_all_paths_through_the_dense_matrix(traced):
+    """Law 4: w·((I − A)⁻¹ − I) of the row-normalised |A|."""
+    graph = attribute(traced.local, traced.targets, coverage=1.0)
+    strength = np.zeros((graph.n_nodes, graph.n_nodes))
+    strength[graph.target, graph.source] = np.abs(graph.weight)
+    share = strength / np.maximum(strength.sum(axis=1, keepdims=True), 1e-300)
+    identity, weight = np.eye(graph.n_nodes), logit_weights(graph)
+    expected = weight @ (np.linalg.inv(identity - share) - identity)
+    is_source = graph.kind != NodeKind.LOGIT
+    assert graph.influence[is_source] == pytest.approx(expected[is_source], abs=1e-6)
+    # a path ends only at what has no input: tokens and errors
+    ends = np.isin(graph.kind, (NodeKind.TOKEN, NodeKind.ERROR))
+    assert graph.influence[ends].sum() == pytest.approx(weight.sum(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_transcoder_that_equals_the_mlps_explains_everything(name):
+    """Law 8: a ReLU MLP in the place of the family's own, and the same weights as a per-layer transcoder."""
+    transcoder = random_transcoder("mlp.hook_in", "mlp.hook_out", cross_layer=False)
+    transcoder.threshold.zero_()
+    model, precision = tiny_model(name), 1e-5
+    if name not in NOT_IN_FLOAT64:
+        model, transcoder, precision = with_wide_norms(model.double()), transcoder.double(), 1e-12
+    for layer, parts in enumerate(dissect(model).layers):
+        parts.mlp.register_forward_hook(relu_mlp(transcoder, layer))
+    replacement = ReplacementModel.of(model, tiny_tokenizer(), transcoder)
+    local = replacement.localize(replacement.tokenize("w3 w1 w4 w1 w5 w9 w2"))
+    assert len(local.features.layer) > 50
+    assert float(local.error.abs().max()) < precision
+    graph = attribute(local, top_targets(local, str), coverage=1.0)
+    assert graph.influence[graph.kind == NodeKind.ERROR].sum() < 100 * precision
+    assert np.abs(graph.weight[graph.kind[graph.source] == NodeKind.ERROR]).max(initial=0) < 100 * precision
+    scores = score(graph)
+    assert (scores.replacement, scores.completeness) == pytest.approx((1, 1), abs=100 * precision)
+    assert prune(graph).info.replacement_score == pytest.approx(1, abs=100 * precision)
+
+
+def relu_mlp(transcoder: CrossLayerTranscoder, layer: int):
+    """A hook that gives an MLP the outputs of a plain one with the transcoder's weights."""
+    encoder, decoder = transcoder.W_enc[layer], transcoder.W_dec[layer][:, 0]
+
+    def replace(module: torch.nn.Module, arguments: tuple, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
+        hidden = (arguments[0] @ encoder.T + transcoder.b_enc[layer]).relu()
+        written = hidden @ decoder + transcoder.b_dec[layer]
+        return (written, *output[1:]) if isinstance(output, tuple) else written
+
+    return replace
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 1000])
