@@ -213,7 +213,7 @@ def test_decoding_is_the_same_on_both_sides_of_the_break_even(share, dtype):
 
 @pytest.mark.parametrize(("n_pairs", "product"), [(12, "_Decode"), (13, "Mm")])
 def test_a_dense_product_is_taken_where_more_than_the_break_even_share_of_features_fires(n_pairs, product):
-    """Of 25 features at each of 4 tokens 0.12 are 12 in all; which product it was is told by what computes its gradient."""
+    """0.12 of 25 features at each of 4 tokens are 12 pairs; what computes the gradient tells which product it was."""
     assert BREAK_EVEN["cpu"] == 0.12
     token, feature = torch.arange(n_pairs) // 5, torch.arange(n_pairs) % 5 * 3
     decoder = normal(25, 8, seed=1)
