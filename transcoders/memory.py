@@ -17,6 +17,12 @@ NUMBER = 4
 """Bytes of a float32 number: gradients, moments and activations are such."""
 COPIES_OF_LAYER, COPIES_OF_FEATURES = 5, 6
 """What `start_layer` holds at once: a layer's activations scaled, centred and squared; centres, sums, decoders."""
+KEPT = {"jumprelu": 4, "relu": 3}
+"""Numbers kept for the backward pass of each token and feature where all features are computed with, fired or not."""
+AT_ONCE = 5
+"""Such numbers that are held besides, of one layer after the other."""
+SPARSE = 3
+"""Numbers for each token and feature where only those that fire are kept."""
 
 
 def free_memory(device: torch.device) -> int:
@@ -81,9 +87,9 @@ def needed(shape: TranscoderConfig, config: TrainConfig, place: Place) -> tuple[
     token = 2 * shape.n_layers * shape.d_model * NUMBER
     held = config.buffer_tokens // place.data_parts + 2 * FORWARD_TOKENS  # of a pass, as they come and scaled
     fixed = round(weights * (2 * stored + moments)) + held * token
-    return fixed, token + shape.n_layers * (config.n_features // place.shards) * 3 * NUMBER + (
-        2 * rows * shape.d_model * NUMBER
-    )
+    kept = KEPT.get(config.activation)
+    of_feature = SPARSE * shape.n_layers if kept is None else kept * shape.n_layers + AT_ONCE
+    return fixed, token + config.n_features // place.shards * of_feature * NUMBER + 2 * rows * shape.d_model * NUMBER
 
 
 def needed_to_start(shape: TranscoderConfig, config: TrainConfig, place: Place, dtype: torch.dtype) -> int:
