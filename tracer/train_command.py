@@ -157,12 +157,13 @@ def _telling(
     """What to call at every step and with every row of metrics: a live line on terminals, else a line now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
     console = Console(stderr=True, quiet=quiet)
     columns = (
         BarColumn(),
         TextColumn("{task.percentage:.0f} %"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),  # or 80 columns would cut it rather than the bar
         TextColumn("{task.description}"),
     )
     written = 0.0

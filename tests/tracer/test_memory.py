@@ -48,7 +48,8 @@ def test_memory_that_runs_out_while_a_prompt_is_traced_is_told_in_one_line(place
 
 def test_the_same_prompt_is_traced_where_there_is_memory(place, tmp_path):
     result = traced(place, tmp_path / "s", 600, 4000)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0
+    assert result.stderr.startswith("trace: the transcoder explains nothing")  # it is random
     store = GraphStore(tmp_path / "s")
     [graph_id] = store.ids()
     assert store.load(graph_id).info.n_active_features > 10_000

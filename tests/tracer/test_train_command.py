@@ -1,10 +1,16 @@
 """`trace train` in its own process: a run, its metrics, a run that goes on, and what it refuses."""
 
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
+import termios
 from dataclasses import fields
+from importlib.util import find_spec
 
+import click
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,11 +18,13 @@ from tests.tracer.processes import ENVIRONMENT, TRACE, run
 from tests.waiting import ended, wait_until
 from tracer.cli import cli
 from tracer.errors import TraceError
+from tracer.train_command import _line
 from transcoders import TrainConfig, TranscoderError
 from transcoders.progress import latest
 
 STATES = ("Texas", "Ohio", "Utah", "Iowa", "Nevada", "Oregon", "Idaho", "Maine")
 SMALL = ("--n-features", "64", "--k", "4", "--batch-tokens", "256", "--buffer-tokens", "1024", "--context", "16")
+SHORT = ("train", "--data", "data.txt", "--out", "run", *SMALL, "--tokens", "15_360", "--report-every", "10")
 
 
 @pytest.fixture
@@ -96,3 +104,64 @@ def test_a_sequence_is_by_default_as_long_as_the_model_reads_at_most(tmp_path, d
     done = run("train", "--data", str(data), "--out", "run", *few, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["context"] == 48
+
+
+def shown_on_terminal(folder, columns):
+    """All that the command wrote to a terminal of this width, line by line without colours."""
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, columns))
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in ("COLUMNS", "NO_COLOR")}
+    process = subprocess.Popen(
+        [*TRACE, *SHORT], cwd=folder, env=environment | {"TERM": "xterm"}, stdout=subprocess.DEVNULL,
+        stderr=follower,
+    )  # fmt: skip
+    os.close(follower)
+    written = b""
+    while part := read(leader):
+        written += part
+    os.close(leader)
+    assert process.wait() == 0, written
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
+    return [line for line in re.split(r"[\r\n]+", plain) if line.strip()]
+
+
+def read(leader):
+    """What comes next, or nothing: a terminal that nobody writes to any more gives an error."""
+    try:
+        return os.read(leader, 4096)
+    except OSError:
+        return b""
+
+
+@pytest.mark.slow
+def test_the_live_line_tells_speed_loss_error_sparsity_and_the_time_left_within_eighty_columns(tmp_path, data):
+    lines = shown_on_terminal(tmp_path, columns=80)
+    reported = [line for line in lines if "tokens/s" in line]
+    assert len(reported) >= 3
+    wanted = r"\d+ % \d:\d\d:\d\d [\d,]+ tokens/s  loss \d\.\d{4}  NMSE \d\.\d{4}  L0 \d+\.\d  dead \d+\.\d%\s*$"
+    assert [line for line in reported if not re.search(wanted, line)] == []
+    assert "100 % 0:00:00" in lines[-1]
+    last = pq.read_table(tmp_path / "run" / "metrics.parquet").to_pylist()[-1]
+    assert lines[-1].rstrip().endswith(_line(last))
+
+
+@pytest.mark.slow
+def test_tensorboard_reads_the_metrics_that_were_written_for_it(tmp_path, data):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    done = run(*SHORT, "--tensorboard", "board", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    board = accumulator.EventAccumulator(str(tmp_path / "board"))
+    board.Reload()
+    rows = pq.read_table(tmp_path / "run" / "metrics.parquet").to_pylist()
+    assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60]
+    for name in ("loss", "nmse", "l0", "dead", "tokens_per_second", "learning_rate"):
+        read = [(event.step, event.value) for event in board.Scalars(name)]
+        assert read == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows], name
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="TensorBoard is installed")
+def test_without_tensorboard_it_is_said_what_to_install_before_anything_is_trained(tmp_path, data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(click.ClickException, match="--tensorboard needs another package: pip install tensorboard"):
+        cli.main([*SHORT, "--tensorboard", "board"], standalone_mode=False)
+    assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -81,3 +82,25 @@ def test_rows_of_the_hub_without_text_are_counted_and_left_out(monkeypatch):
     assert list(corpus.documents(0)) == ["w1", "", "w2"]
     assert list(corpus.documents(2)) == ["w2"]
     assert pack(corpus, tiny_tokenizer(), context=3).next(1).tolist() == [[1, 3, 4]]
+
+
+def test_a_data_set_is_read_through_the_datasets_package(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    (tmp_path / "texts").mkdir()
+    for split, documents in {"train": ["w1", None, "w2 w3", "w4"], "test": ["w5"]}.items():
+        rows = "".join(json.dumps({"text": text, "number": 7}) + "\n" for text in documents)
+        (tmp_path / "texts" / f"{split}.jsonl").write_text(rows)
+    monkeypatch.chdir(tmp_path)
+    corpus = open_corpus("texts@main")  # with a revision it is no folder whose files are read without the package
+    assert list(corpus.documents(0)) == ["w1", "", "w2 w3", "w4"]
+    assert list(corpus.documents(2)) == ["w2 w3", "w4"]
+    assert list(open_corpus("texts@main", split="test").documents(0)) == ["w5"]
+    assert pack(corpus, tiny_tokenizer(), context=3).next(2).tolist() == [[1, 3, 4], [1, 5, 6]]
+    with pytest.raises(TranscoderError, match=r"texts@main has no column 'body'; it has text, number\."):
+        next(open_corpus("texts@main", column="body").documents(0))
+    with pytest.raises(TranscoderError, match=r"column 'number' of texts@main holds int; expected text"):
+        next(open_corpus("texts@main", column="number").documents(0))
+    with pytest.raises(TranscoderError, match="texts@main is neither a file here nor a data set that can be read"):
+        open_corpus("texts@main", split="missing")
+    transcoder = train(tiny_llama(0), tiny_tokenizer(), corpus, replace(SMALL, tokens=512), tmp_path / "out")
+    assert transcoder.config.n_features == 48

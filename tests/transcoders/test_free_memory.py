@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.forks import FORKS
+from tests.transcoders import peak
 from tests.transcoders.test_train import SMALL, trained
 from transcoders import TrainConfig, TranscoderConfig, TranscoderError, memory, start
 from transcoders.parallel import Place
@@ -95,3 +97,30 @@ def test_the_start_is_found_within_the_memory_that_is_counted_for_it():
     peak = int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0])
     # of 16,384 tokens x 4096 features every array takes 268 MB, and several of them would be held at once
     assert (peak - now) * 1024 < counted < 350_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["batchtopk", "jumprelu", "relu"])
+def test_the_batch_that_is_said_to_fit_does_fit(tmp_path, monkeypatch, activation):
+    """In a container of which 700 MB are free; twice that batch would not fit.
+
+    Arrays of all features are larger than 32 MB: of smaller ones the C library keeps some that are freed.
+    """
+    (tmp_path / "memory.max").write_text("700000000\n")
+    (tmp_path / "memory.current").write_text("0\n")
+    (tmp_path / "memory.stat").write_text("inactive_file 0\nactive_file 0\n")
+    (tmp_path / "groups").write_text("0::/\n")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    config = replace(SMALL, n_features=2048, tokens=1 << 15, buffer_tokens=1 << 16, activation=activation)
+    with pytest.raises(TranscoderError, match=r"this run needs .* GB are free; --batch-tokens \d+ fits") as error:
+        trained(tmp_path, replace(config, batch_tokens=1 << 15))
+    [fits] = re.findall(r"--batch-tokens (\d+) fits", str(error.value))
+    with pytest.raises(TranscoderError, match="this run needs"):
+        trained(tmp_path, replace(config, batch_tokens=2 * int(fits)))
+    run = replace(config, batch_tokens=int(fits), tokens=2 * int(fits))
+    process = FORKS.Process(target=peak.train, args=(tmp_path, run))
+    process.start()
+    process.join(timeout=240)
+    assert process.exitcode == 0
+    assert int((tmp_path / "peak").read_text()) < 700_000_000

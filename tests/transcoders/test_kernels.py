@@ -229,6 +229,20 @@ def test_the_gradient_of_encoding_is_the_same_on_both_sides_of_the_break_even(sh
         assert_close(gradient, expected, dtype)
 
 
+@pytest.mark.parametrize(("n_pairs", "product"), [(12, "_Decode"), (13, "Mm")])
+def test_a_dense_product_is_taken_where_more_than_the_break_even_share_of_features_fires(n_pairs, product):
+    """0.12 of 25 features at each of 4 tokens are 12 pairs; what computes the gradient tells which product it was."""
+    assert BREAK_EVEN["cpu"] == 0.12
+    token, feature = torch.arange(n_pairs) // 5, torch.arange(n_pairs) % 5 * 3
+    decoder = normal(25, 8, seed=1)
+    selection = Selection(token, feature, normal(n_pairs))
+    written = decode(selection, decoder, 4)
+    assert written.grad_fn is not None
+    assert written.grad_fn.name().startswith(product)
+    dense = torch.zeros(4, 25).index_put((token, feature), selection.value.detach()) @ decoder.detach()
+    torch.testing.assert_close(written.detach(), dense)
+
+
 def test_sums_do_not_depend_on_how_a_half_precision_sum_would_round(kernels, device):
     """A thousand ones on top of 256 are lost in bfloat16, whose next number is 258."""
     decoder = torch.tensor([[256.0], [1.0]], device=device, dtype=torch.bfloat16)

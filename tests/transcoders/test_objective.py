@@ -285,3 +285,23 @@ def test_firing_and_the_saved_threshold_are_running_means(tmp_path):
         start = 48 * 10 * 1e-3  # far from dead
         after = 0.75 * (0.75 * start + 0.25 * first["l0_by_layer"][layer]) + 0.25 * second["l0_by_layer"][layer]
         assert float(density[layer].sum()) == pytest.approx(after, rel=1e-4)
+
+
+@pytest.mark.parametrize("moments", ["float32", "8bit"])
+def test_thresholds_stay_float32_beside_bfloat16_weights(tmp_path, moments):
+    """They move by a thousandth of their size a step, which bfloat16 would round away."""
+    config = TrainConfig(
+        n_features=48, k=4, tokens=10 * 256, batch_tokens=256, buffer_tokens=512, context=16, activation="jumprelu",
+        weights="bfloat16", moments=moments, threshold_start=0.5, learning_rate=1e-3, warm_up=1,
+    )  # fmt: skip
+    saved = train(tiny_llama(0).requires_grad_(False), tiny_tokenizer(), tokens_corpus(texts(), "texts"), config,
+                  tmp_path)  # fmt: skip
+    kept = read_features(latest(tmp_path), range(48))
+    assert kept["weight:W_enc"].dtype == kept["weight:W_dec.0"].dtype == torch.bfloat16
+    threshold = kept["weight:threshold"]
+    assert threshold.dtype == torch.float32
+    moved = threshold != 0.5
+    assert float(moved.float().mean()) > 0.5
+    assert float((threshold[moved] - 0.5).abs().max()) < 0.02
+    assert float((threshold[moved] != threshold[moved].bfloat16()).float().mean()) > 0.9
+    assert torch.equal(saved.threshold, threshold)

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.transcoders.split_script import KINDS, train_all
-from tests.transcoders.test_train import SMALL, run_script
+from tests.transcoders.split_script import KINDS, SHORT, train_all
+from tests.transcoders.test_train import SMALL, run_script, trained
 from tests.waiting import ended
 from transcoders import TranscoderError, load
 from transcoders.parallel import Place
@@ -94,12 +94,15 @@ def all_split(request, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_trained_by_two_processes_as_by_one(all_alone, all_split, kind):
+def test_every_kind_is_trained_by_two_processes_as_by_one(tmp_path, all_alone, all_split, kind):
     tolerance = 1e-4 if kind == "topk" else 1e-5  # rounding may decide which feature is the kth
     torch.testing.assert_close(losses(all_split / kind), losses(all_alone / kind), atol=tolerance, rtol=tolerance)
     assert_close(load(all_split / kind / "transcoder"), load(all_alone / kind / "transcoder"))
     if kind == "dead":
         assert float(column(all_alone / kind, "dead").max()) > 0.1  # or there was nothing to compare
+    if kind == "clipped":
+        trained(tmp_path, SHORT, report_every=1)
+        assert not torch.allclose(losses(all_alone / kind), losses(tmp_path), rtol=1e-3)
 
 
 def test_what_cannot_be_split_is_refused():

@@ -8,31 +8,15 @@ from safetensors.torch import load_file, save_file
 
 from tests.tracer.conftest import tiny_llama
 from tests.transcoders.test_train import SMALL, trained
-from transcoders import TranscoderConfig, TranscoderError, load
-from transcoders.checkpoint import as_stored, in_memory, save_whole
+from transcoders import TranscoderError, load
+from transcoders.checkpoint import save_whole
 from transcoders.model import CrossLayerTranscoder
 from transcoders.progress import COMMON, latest, read_features, read_tensors
 from transcoders.result import result_of
-from transcoders.scales import Scales, folded, scales_of
+from transcoders.scales import scales_of
 from transcoders.train import shape_of
 
 FEW = replace(SMALL, tokens=3 * 256, skip=True)
-
-
-def test_folded_scales_change_nothing_but_the_units():
-    generator = torch.Generator().manual_seed(0)
-    transcoder = CrossLayerTranscoder(TranscoderConfig(3, 8, 10, "jumprelu", skip=True)).double()
-    with torch.no_grad():
-        for weight in [*transcoder.parameters(), transcoder.threshold]:
-            weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64))
-        transcoder.threshold.abs_()
-    read, written = torch.tensor([[2.0, 0.3, 5.0], [0.7, 4.0, 0.1]], dtype=torch.float64)
-    scales = Scales(read, written, torch.ones(3), torch.ones(3), has_sinks=False)
-    inputs = torch.randn(3, 6, 8, generator=generator, dtype=torch.float64)
-    unscaled = in_memory(folded(as_stored(transcoder), scales), dtype=torch.float64)
-    expected = transcoder(inputs * read[:, None, None]) / written[:, None, None]
-    assert float((transcoder.encode(inputs * read[:, None, None]) > 0).double().mean()) > 0.1
-    torch.testing.assert_close(unscaled(inputs), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("activation", ["batchtopk", "jumprelu", "topk", "relu"])
