@@ -51,13 +51,29 @@ def test_json_holds_what_other_programs_rely_on(tmp_path):
     assert record["tokens"] == ["<bos>", "calc", ":", "36", "+", "59", "="]
     assert set(record) >= {
         "graph_id", "store", "prompt", "tokens", "predictions", "scores", "counts", "coverage", "skipped_influence",
-        "conservation_error", "seconds", "paths",
+        "conservation_error", "seconds", "paths", "routes", "commands",
     }  # fmt: skip
     assert set(record["scores"]) == {"replacement", "completeness", "pruned_replacement", "pruned_completeness"}
     assert set(record["counts"]) == {"active_features", "nodes", "edges", "pruned_nodes", "pruned_edges"}
     assert set(record["paths"][0]["nodes"][0]) == {"node", "kind", "layer", "position", "feature", "token", "label"}
     assert record["paths"][0]["nodes"][0]["kind"] == "token"
     assert record["paths"][0]["nodes"][-1]["kind"] == "logit"
+
+
+@pytest.mark.parametrize("prompt", [DALLAS, "calc: 36+59="])
+def test_json_holds_the_routes_and_the_commands_that_are_printed(store, prompt):
+    [graph_id] = [g.graph_id for g in GraphStore(store / "graphs-store").list() if g.info.prompt == prompt]
+    printed = run("show", graph_id, folder=store).stdout.splitlines()
+    record = json.loads(run("show", graph_id, "--json", folder=store).stdout)
+    told = [f"  {route['share']:6.1%}  {' → '.join(route['steps'])}" for route in record["routes"]]
+    assert len(told) >= 4
+    assert told == [line for line in printed if "%  " in line and " → " in line]
+    assert {route["target"] for route in record["routes"]} <= {target["node"] for target in record["targets"]}
+    assert all(set(route) == {"target", "share", "steps", "n_paths"} for route in record["routes"])
+    assert any(route["n_paths"] > 1 for route in record["routes"])
+    assert [line.removeprefix("Look closer:").strip() for line in printed[-2:]] == record["commands"]
+    assert record["commands"][0] == "trace view"
+    assert record["commands"][1].startswith('trace sql "FROM strongest_circuit(')
 
 
 def test_several_targets_of_every_kind_make_one_graph(store, tmp_path):
@@ -152,6 +168,8 @@ def test_help_answers_without_torch(tmp_path):
         (["the capital of the state containing Gotham is"], "'Gotham' is not a word of the lab model; did you mean"),
         (["the capital of 🙂 is"], "'🙂' is not a word of the lab model; /"),
         (["calc: 150+199="], "'199' is not a word of the lab model; sums go from 0+0 to 99+99; /"),
+        (["The capital of Texas is"], "'The' is known to the lab model from The Hague only; did you mean the?"),
+        (["calc: 36+59"], "answers sums after an equals sign only; write them like this: trace 'calc: 36+59='."),
         (["the " * 100], "tokens, the model reads at most"),
         (["lsit"], "'lsit' is no command; did you mean 'trace list'? If it is a prompt, write trace prompt 'lsit'."),
         (["sqll", "SELECT 1"], "'sqll' is no command; did you mean 'trace sql'?"),
