@@ -42,6 +42,14 @@ def test_the_world_is_as_large_as_promised(lab):
     assert sum(q.family == "addition" for q in lab.questions) == 10_000
 
 
+def test_every_question_is_a_prompt_that_the_command_takes(lab):
+    """Also a city whose name begins with The."""
+    known = bundled.words()
+    for question in lab.questions:
+        bundled.check_words(question.prompt, known)
+    assert "The Hague is in the country of" in {question.prompt for question in lab.questions}
+
+
 def test_a_held_out_sum_is_held_out_in_both_orders(lab):
     split = {q.subject: q.split for q in lab.questions if q.family in ("addition",)}
     assert all(split[f"{a}+{b}"] == split[f"{b}+{a}"] for a in range(100) for b in range(100))
