@@ -1,7 +1,6 @@
 """The command as people run it: a real process, its output, its exit status, and what it leaves behind."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -322,14 +321,27 @@ def test_the_commands_that_look_closer_can_be_copied(tmp_path):
     assert shlex.split(view.split(":", 1)[1]) == ["trace", "view", "my graphs/~x"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("arguments", [(DALLAS,), ("batch", "prompts.txt"), ("import", "graph.json")])
-def test_a_store_without_permission_is_refused_before_the_work(tmp_path, arguments):
-    (tmp_path / "closed").mkdir(mode=0o500)
+@pytest.mark.parametrize(
+    ("closed", "store", "place"),
+    [
+        ("closed", "closed/store", "closed/store"),
+        ("closed", "closed/new", "closed"),
+        ("closed/store", "closed/store", "closed/store"),
+        ("closed/store/graphs", "closed/store", "closed/store/graphs"),
+    ],
+)
+def test_a_store_without_permission_is_refused_before_the_work(
+    tmp_path, command, read_only, arguments, closed, store, place
+):
+    GraphStore(tmp_path / "closed" / "store").save(_random_graph(0))
     (tmp_path / "prompts.txt").write_text(DALLAS)
     (tmp_path / "graph.json").write_text("what is in it is not looked at")
-    result = run(*arguments, "--store", "closed/new", folder=tmp_path)
-    assert "cannot be written to: no permission in" in refused(result)
+    read_only(tmp_path / closed)
+    assert command(*arguments, "--store", store) == (
+        2, "", f"trace: {store} cannot be written to: no permission in {place}; allow it, or use another folder.\n"
+    )  # fmt: skip
+    assert not (tmp_path / "closed" / "new").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
