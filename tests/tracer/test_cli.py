@@ -15,7 +15,7 @@ import pytest
 
 from graphs import GraphStore
 from tests.graphs.conftest import _random_graph
-from tests.tracer.processes import ENVIRONMENT, TRACE, refused, run
+from tests.tracer.processes import ENVIRONMENT, TRACE, Signal, refused, run
 from tests.waiting import catches, ended, wait_until
 from tracer.errors import INTERRUPTED
 
@@ -342,6 +342,36 @@ def test_a_store_without_permission_is_refused_before_the_work(
         2, "", f"trace: {store} cannot be written to: no permission in {place}; allow it, or use another folder.\n"
     )  # fmt: skip
     assert not (tmp_path / "closed" / "new").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("prompt", [DALLAS, "the flower of the state containing Dallas is"])
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [
+        ("tracer.pipeline:attribute", 1),
+        ("tracer.rows:_most_influential", 2),  # between rows
+        ("tracer.pipeline:prune", 1),
+        ("graphs.folder:write_durably", 2),  # nodes are written, edges not yet
+        ("graphs.folder:sync_folder", 1),  # all is written, and has to take its name
+    ],
+)
+def test_a_trace_that_is_struck_in_the_middle_of_its_work_leaves_the_store_as_it_was(
+    store, tmp_path, function, call, prompt, number
+):
+    """Whether the prompt was traced before, and keeps the graph that it had, or not."""
+    shutil.copytree(store / "graphs-store", tmp_path / "graphs-store")
+    files = contents(tmp_path)
+    result = run(prompt, folder=tmp_path, struck=Signal(number, function, call))
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"trace: {INTERRUPTED}\n")
+    assert contents(tmp_path) == files
+    after = GraphStore(tmp_path / "graphs-store")
+    assert (after.ids(), after.damaged()) == (GraphStore(store / "graphs-store").ids(), [])
+    assert {after.load(graph_id).info.prompt for graph_id in after.ids()} >= {DALLAS, "calc: 36+59="}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
