@@ -34,7 +34,7 @@ def test_the_table_of_modules_names_each_that_is_there_and_no_other():
     for cell in re.findall(r"^\| (`[^|]*) \|", text, flags=re.MULTILINE):
         first, *others = re.findall(r"`([^`]+)`", cell)
         of_first = first.split("/")[0]  # which the others leave out, unless they are of another package
-        named |= {first, *(name if name.startswith(packages) else f"{of_first}/{name}" for name in others)}
+        named |= {first, *(name if name.split("/")[0] in packages else f"{of_first}/{name}" for name in others)}
     found = {name: list(ROOT.glob(name)) for name in named}
     assert [name for name, paths in found.items() if not paths] == []
     inside = {path for paths in found.values() for one in paths for path in (one, *one.rglob("*.py"))}
