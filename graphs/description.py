@@ -60,8 +60,9 @@ def check_is_store(folder: Path) -> None:
 
 
 def check_writable(folder: Path, parts: Sequence[str] = ()) -> None:
-    """Raise `GraphError` unless the folder is a store of its own or nothing yet, and it and these parts of it may be
-    written to.
+    """Raise `GraphError` unless the folder is a store of its own or nothing yet, and may be written to.
+
+    So may these folders in it, where they are there already.
     """
     check_folder(folder)
     if (folder / FILES).exists():

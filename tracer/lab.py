@@ -54,7 +54,7 @@ def check_words(prompt: str, known: frozenset[str]) -> None:
         if BEFORE_ONLY.get(word, following) != following:
             raise TraceError(
                 f"'{word}' is known to the lab model from {word} {BEFORE_ONLY[word]} only; did you mean "
-                f"{word.lower()}? Its prompts do not begin with a capital, but for names."
+                f"{word.lower()}? Write it small."
             )
     if UNFINISHED_SUM.fullmatch(prompt):
         raise TraceError(
