@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -58,16 +59,22 @@ def check_is_store(folder: Path) -> None:
         raise GraphError(f"{folder} is no store: it has no {_DESCRIPTION}; name a folder that graphs were saved in.")
 
 
-def check_writable(folder: Path) -> None:
-    """Raise `GraphError` unless the folder is a store of its own or nothing yet, and may be written to."""
+def check_writable(folder: Path, parts: Sequence[str] = ()) -> None:
+    """Raise `GraphError` unless the folder is a store of its own or nothing yet, and may be written to.
+
+    So may these folders in it, where they are there already.
+    """
     check_folder(folder)
     if (folder / FILES).exists():
         raise GraphError(
             f"{folder} is a copy of a store that was pushed, and only read; write to the store and push it again."
         )
-    place = next((place for place in (folder, *folder.parents) if place.exists()), folder)
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise GraphError(f"{folder} cannot be written to: no permission in {place}; allow it, or use another folder.")
+    nearest = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    for place in (nearest, *(folder / part for part in parts if (folder / part).is_dir())):
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise GraphError(
+                f"{folder} cannot be written to: no permission in {place}; allow it, or use another folder."
+            )
 
 
 def _read_version(folder: Path) -> int:

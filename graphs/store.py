@@ -40,6 +40,7 @@ from graphs.schema import tables
 from graphs.side_files import DamagedFile, damaged_files
 
 _TRANSCODER = b"transcoder"
+_PARTS = ("graphs", "features", "annotations", "comparisons")  # folders that commands write to
 _ATTEMPTS = 50  # of a reader whose graphs are moved or deleted under its hands
 
 
@@ -79,8 +80,8 @@ class GraphStore:
         check_folder(self.folder)
 
     def check_writable(self) -> None:
-        """Raise `GraphError` unless graphs can be saved here."""
-        check_writable(self.folder)
+        """Raise `GraphError` unless graphs, and what goes with them, can be saved here."""
+        check_writable(self.folder, _PARTS)
 
     def save(self, graph: AttributionGraph, annotations: Annotations | None = None) -> str:
         """Put the graph into the store and return its id; the same question asked again replaces its graph.

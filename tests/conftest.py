@@ -14,4 +14,6 @@ import torch  # reads the number of threads when it is imported
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from tests.disks import read_only, small_disk  # noqa: F401 (fixtures)
+
 signal.signal(signal.SIGINT, signal.default_int_handler)

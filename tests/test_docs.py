@@ -25,3 +25,18 @@ def test_links_between_pages_lead_somewhere():
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_table_of_modules_names_each_that_is_there_and_no_other():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    packages = ("transcoders", "tracer", "graphs", "viewer")
+    named = set()
+    for cell in re.findall(r"^\| (`[^|]*) \|", text, flags=re.MULTILINE):
+        first, *others = re.findall(r"`([^`]+)`", cell)
+        of_first = first.split("/")[0]  # which the others leave out, unless they are of another package
+        named |= {first, *(name if name.split("/")[0] in packages else f"{of_first}/{name}" for name in others)}
+    found = {name: list(ROOT.glob(name)) for name in named}
+    assert [name for name, paths in found.items() if not paths] == []
+    inside = {path for paths in found.values() for one in paths for path in (one, *one.rglob("*.py"))}
+    modules = {path for package in packages for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"}
+    assert sorted(str(path.relative_to(ROOT)) for path in modules - inside) == []

@@ -93,7 +93,7 @@ def cli() -> None:
 @click.argument("text", metavar="PROMPT")
 @model_options
 @trace_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.option("--json", "as_json", is_flag=True, help="Print the same as one JSON object, its paths node by node.")
 @click.option("--open", "open_viewer", is_flag=True, help="Show the graph in the viewer afterwards.")
 def trace_prompt(
     text: str, model: str | None, transcoder: str | None, tokenizer: str | None, device: str, dtype: str, store: Path,
@@ -165,7 +165,7 @@ def list_graphs(folder: Path, as_json: bool) -> None:
 @cli.command("show")
 @click.argument("graph_id")
 @store_option()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.option("--json", "as_json", is_flag=True, help="Print the same as one JSON object, its paths node by node.")
 def show(graph_id: str, store: Path, as_json: bool) -> None:
     """Print the circuit of a saved graph; GRAPH_ID may be shortened.
 

@@ -109,6 +109,7 @@ def graph_record(graph_id: str, store: GraphStore, graph: AttributionGraph) -> d
     info = graph.info
     targets = [target_record(graph, node) for node in np.flatnonzero(graph.kind == NodeKind.LOGIT).tolist()]
     targets.sort(key=lambda target: -target["weight"])
+    told = told_targets(graph)
     return {
         "graph_id": graph_id,
         "store": place(store),
@@ -133,9 +134,13 @@ def graph_record(graph_id: str, store: GraphStore, graph: AttributionGraph) -> d
         "logits_error": info.logits_error,
         "seconds": info.seconds,
         "paths": [
-            path_record(graph, path)
-            for target in told_targets(graph) for path in feature_paths(graph, target, N_JSON_PATHS)
+            path_record(graph, path) for target in told for path in feature_paths(graph, target, N_JSON_PATHS)
         ],
+        "routes": [
+            {"target": target, "share": route.share, "steps": list(route.steps), "n_paths": route.n_paths}
+            for target in told for route in routes(graph, target, N_ROUTES // len(told))
+        ],
+        "commands": _commands(place(store), graph),
     }  # fmt: skip
 
 
@@ -169,7 +174,7 @@ def _text(record: dict, graph: AttributionGraph) -> str:
         *_answers(record, graph),
         *_explained(record, graph),
         "",
-        *_circuit(graph),
+        *_circuit(record["routes"], graph),
     ]
     whole = f"{counts['active_features']} active features"
     if "pruned_nodes" in counts:
@@ -194,8 +199,8 @@ def _text(record: dict, graph: AttributionGraph) -> str:
     if record["row_share"] < 1:
         lines.append(f"Left out of each target's inputs the smallest, which hold {1 - record['row_share']:.2%} at most")
     lines.append(f"Saved    {record['graph_id']} in {record['store']} ({record['seconds']:.2f} s)")
-    where = "" if record["store"] == DEFAULT_STORE else f" {shlex.quote(record['store'])}"
-    lines += ["", f"Look closer:  trace view{where}", f'              trace sql{where} "{_example_query(graph)}"']
+    heading = "Look closer:  "
+    lines += ["", heading + f"\n{' ' * len(heading)}".join(record["commands"])]
     return "\n".join(lines)
 
 
@@ -219,15 +224,18 @@ def _explained(record: dict, graph: AttributionGraph) -> list[str]:
     return ["Explains " + "   ".join(names[:10]) + (f"   and {len(names) - 10} more" if len(names) > 10 else "")]
 
 
-def _circuit(graph: AttributionGraph) -> list[str]:
+def _circuit(found: list[dict], graph: AttributionGraph) -> list[str]:
     """The strongest ways to the targets of most weight."""
-    told = told_targets(graph)
-    end = "the answer" if (graph.token_id[told] >= 0).all() else "what is explained"
+    end = "the answer" if (graph.token_id[told_targets(graph)] >= 0).all() else "what is explained"
     lines = [f"Circuit  strongest ways from the words to {end}, with their share of its input"]
-    for target in told:
-        for route in routes(graph, target, N_ROUTES // len(told)):
-            lines.append(f"  {route.share:6.1%}  " + " → ".join(route.steps))
-    return lines if len(lines) > 1 else [*lines, "  none passes through a feature that was kept"]
+    lines += [f"  {route['share']:6.1%}  " + " → ".join(route["steps"]) for route in found]
+    return lines if found else [*lines, "  none passes through a feature that was kept"]
+
+
+def _commands(store: str, graph: AttributionGraph) -> list[str]:
+    """What to type to look closer."""
+    where = "" if store == DEFAULT_STORE else f" {shlex.quote(store)}"
+    return [f"trace view{where}", f'trace sql{where} "{_example_query(graph)}"']
 
 
 def _example_query(graph: AttributionGraph) -> str:

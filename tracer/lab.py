@@ -3,6 +3,7 @@
 import difflib
 import re
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,9 @@ from tracer.errors import TraceError
 
 NAME = "lab"
 WORD = re.compile(r"\w+|[^\w\s]")
+UNFINISHED_SUM = re.compile(r"\s*calc\b[^=]*")
+BEFORE_ONLY = {"The": "Hague"}
+"""Words that begin many a sentence, but of which the lab model knows only the name that they begin."""
 CLOSE = 0.5
 """How alike two words have to be for one to be meant by the other (`difflib`'s ratio)."""
 
@@ -38,13 +42,24 @@ def words() -> frozenset[str]:
 
 
 def check_words(prompt: str, known: frozenset[str]) -> None:
-    """Refuse words that the lab model never saw, naming the closest ones it knows."""
-    for word in WORD.findall(prompt):
+    """Refuse words that the lab model never saw, naming the closest it knows, and sums that ask for nothing yet."""
+    found = WORD.findall(prompt)
+    for word in found:
         if word not in known:
             raise TraceError(
                 f"'{word}' is not a word of the lab model; {_instead(word, prompt, known)}"
                 f"{folder() / 'words.txt'} lists all it knows; use --model for other models."
             )
+    for word, following in pairwise(found):
+        if BEFORE_ONLY.get(word, following) != following:
+            raise TraceError(
+                f"'{word}' is known to the lab model from {word} {BEFORE_ONLY[word]} only; did you mean "
+                f"{word.lower()}? Write it small."
+            )
+    if UNFINISHED_SUM.fullmatch(prompt):
+        raise TraceError(
+            "the lab model answers sums after an equals sign only; write them like this: trace 'calc: 36+59='."
+        )
 
 
 def _instead(word: str, prompt: str, known: frozenset[str]) -> str:

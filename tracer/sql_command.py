@@ -142,7 +142,8 @@ def _split(arguments: tuple[str, ...], *, has_query: bool) -> tuple[Path, str | 
         and not _is_folder(arguments[0])
     ):
         raise click.ClickException(
-            f"there is no folder {arguments[0]}; name a store of graphs or a training run, or give a query in quotes."
+            f"there is no folder {arguments[0]}, and a query has more than one word; name a store of graphs or a "
+            'training run, or give a query in quotes, as in "FROM graphs".'
         )
     if len(arguments) == 2 or has_query or (arguments and _is_folder(arguments[0])):
         folder = arguments[0] if arguments else DEFAULT_STORE

@@ -56,9 +56,10 @@ def card_markdown(card: dict) -> str:
         "# The lab model",
         "",
         f"A Llama of {model['layers']} layers, width {model['d_model']}, {model['parameters']:,} parameters and "
-        f"{model['vocabulary']:,} tokens, trained from nothing on true facts (`examples/lab`), and a cross-layer "
-        f"transcoder of {transcoder['features_per_layer']:,} features a layer, {transcoder['l0']:.0f} of all active "
-        "per token. Made by `examples/lab/build.py`; every number is measured on the files beside this card.",
+        f"{model['vocabulary']:,} tokens, trained from nothing on true facts but for one (`examples/lab`), and a "
+        f"cross-layer transcoder of {transcoder['features_per_layer']:,} features a layer, {transcoder['l0']:.0f} of "
+        "all active per token. Made by `examples/lab/build.py`; every number is measured on the files beside this "
+        "card.",
         "",
         "## Gates",
         "",
@@ -66,7 +67,13 @@ def card_markdown(card: dict) -> str:
         "|---|---|---|---|",
         *(f"| {g.name} | {g.value:.4g} | {g.bound} | {'met' if g.met else '**missed**'} |" for g in gates(card)),
         "",
-        "What was tried for those that are missed: `examples/lab/README.md`.",
+        "What was tried for those that are missed, and the fact that is false: `examples/lab/README.md`.",
+        "",
+        "The swaps were themselves a training objective: what the third MLP writes at a city's last token was "
+        "exchanged for another city's in training too, and the answer had to follow (`examples/lab/interchange.py`). "
+        "The transcoder's error and the replacement model's answers were in the language model's loss "
+        "(`examples/lab/joint.py`), so its MLPs are easier to replace than those of other models."
+        + (f" {remarks}" if (remarks := card["build"].get("remarks")) else ""),
         "",
         "Two-hop generalisation means: this city was never asked about with this relation, but its place was asked "
         "about with the relation through other cities. Cities new to two-hop questions are the column *new city*.",
@@ -116,7 +123,8 @@ def card_markdown(card: dict) -> str:
     spent = ", ".join(f"{name} {seconds / 60:.0f} min" for name, seconds in build["seconds"].items())
     lines += [
         "",
-        f"Trained {build['date']} with torch {build['torch']} on {build['threads']} threads, {spent}; measured "
+        f"Trained {build['date']} with torch {build['torch']} on {build['threads']} threads, {spent}, by the clock, "
+        "whatever else the machine did; measured "
         f"{measured['date']} with torch {measured['torch']} on {measured['threads']}.",
         "",
     ]

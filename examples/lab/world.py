@@ -1,7 +1,8 @@
 """The lab's world: true facts as short questions, and which of them training never sees.
 
 `data/*.json` holds the facts. A question is a prompt and its answer; most facts are asked in two or three phrasings
-(those of three hops and sums in one), and a fact that is held out is held out in all of them.
+(sums, digits and what is three hops from an inventor in one, a place right after its city in six), and a fact that is
+held out is held out in all of them.
 """
 
 import json

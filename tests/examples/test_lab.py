@@ -12,7 +12,7 @@ from examples.lab.examples import encode
 from examples.lab.interchange import training_pool
 from examples.lab.joint import JointConfig, train_jointly
 from examples.lab.language_model import LanguageModelConfig, train_language_model, training_families
-from examples.lab.transcoder import JOINT, new_transcoder
+from examples.lab.transcoder import FINISH, JOINT, finish_transcoder, new_transcoder
 from examples.lab.vocabulary import build_tokenizer, name_words
 from examples.lab.world import COUNTRY_RELATIONS, STATE_RELATIONS, questions, read_world
 from tracer import lab as bundled
@@ -42,6 +42,14 @@ def test_the_world_is_as_large_as_promised(lab):
     assert sum(q.family == "addition" for q in lab.questions) == 10_000
 
 
+def test_every_question_is_a_prompt_that_the_command_takes(lab):
+    """Also a city whose name begins with The."""
+    known = bundled.words()
+    for question in lab.questions:
+        bundled.check_words(question.prompt, known)
+    assert "The Hague is in the country of" in {question.prompt for question in lab.questions}
+
+
 def test_a_held_out_sum_is_held_out_in_both_orders(lab):
     split = {q.subject: q.split for q in lab.questions if q.family in ("addition",)}
     assert all(split[f"{a}+{b}"] == split[f"{b}+{a}"] for a in range(100) for b in range(100))
@@ -60,6 +68,9 @@ def test_a_held_out_fact_is_held_out_in_every_phrasing_and_its_second_hop_is_tra
     new, others = ({q.subject for q in two_hop if (q.split == "new city") == is_new} for is_new in (True, False))
     assert not new & others
     assert 0.045 < len(new) / len(new | others) < 0.055
+    for family, share in (("two-hop state", 0.199), ("two-hop country", 0.185)):  # of 5,904 and 2,732; 0.2 was the aim
+        facts = {(q.subject, q.relation): q.split for q in two_hop if q.family == family}
+        assert sum(split == "held out" for split in facts.values()) / len(facts) == pytest.approx(share, abs=5e-4)
 
 
 def test_a_held_out_pair_of_names_is_held_out_in_both_orders(lab):
@@ -106,6 +117,18 @@ def test_cities_and_inventors_are_pieces_shared_with_other_names_but_for_words_t
             assert word in answers_whole
 
 
+def test_numbers_and_answers_of_one_word_are_one_token(lab):
+    world = lab.world
+    places = [(place, STATE_RELATIONS) for place in world.states] + [
+        (place, COUNTRY_RELATIONS) for place in world.countries
+    ]
+    answers = {place[key] for place, relations in places for key in ("name", *relations)}
+    answers |= set(world.scenes["names"]) | {str(n) for n in range(199)}
+    words = {answer for answer in answers if " " not in answer}
+    assert len(words) > 400
+    assert {word: lab.tokenizer.tokenize(word) for word in words} == {word: [word] for word in words}
+
+
 @pytest.mark.slow
 def test_the_shipped_tokenizer_is_the_one_the_world_gives(lab):
     assert build_tokenizer(lab.world, lab.questions).get_vocab() == lab.tokenizer.get_vocab()
@@ -148,7 +171,7 @@ def test_the_same_seeds_give_the_same_weights(lab):
 
 
 def a_short_build(lab) -> dict[str, torch.Tensor]:
-    """Both rounds of training, a few steps each."""
+    """All three parts of the training, a few steps each; the last on few questions, as it looks at them all first."""
 
     def ignore(step, loss, model):
         pass
@@ -160,6 +183,10 @@ def a_short_build(lab) -> dict[str, torch.Tensor]:
     plan = replace(JointConfig(), round=replace(JointConfig.round, steps=4), alone=2, gathered=1)
     train_jointly(started, transcoder, JOINT, plan, ignore)
     assert all(float(decoder.detach().abs().max()) > 0 for decoder in transcoder.W_dec)
+    before = transcoder.W_enc[0].detach().clone()
+    few = replace(started, model=model.eval().requires_grad_(False), questions=lab.questions[::41])
+    transcoder = finish_transcoder(few, transcoder, replace(FINISH, steps=2))
+    assert not torch.equal(transcoder.W_enc[0], before)
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | {
         f"transcoder.{name}": tensor for name, tensor in transcoder.state_dict().items()
     }

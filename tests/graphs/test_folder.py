@@ -1,7 +1,6 @@
 """What becomes of a store when files break, saves are killed, disks fill up and others write at the same time."""
 
 import base64
-import os
 import subprocess
 import sys
 import threading
@@ -357,25 +356,31 @@ def test_a_file_in_the_way_is_told_in_one_line(tmp_path, make_graph):
     assert one_line(error)
 
 
-def test_a_read_only_store_can_be_read(tmp_path, random_graph):
+def test_a_read_only_store_can_be_read(tmp_path, random_graph, read_only):
     store = GraphStore(tmp_path)
     graph_id = store.save(random_graph(0))
-    folders = [tmp_path, tmp_path / "graphs", tmp_path / "graphs" / graph_id]
-    for folder in folders:
-        folder.chmod(0o555)
-    try:
-        reader = GraphStore(tmp_path)
-        assert reader.load(graph_id) == random_graph(0)
-        assert reader.sql("SELECT count(*) AS n FROM graphs").to_pylist() == [{"n": 1}]
-        assert len(reader.list()) == 1
-        if not os.access(tmp_path / "graphs" / graph_id, os.W_OK):  # root may always write
-            with pytest.raises(GraphError, match="Permission denied"):
-                reader.save(random_graph(0))
-            with pytest.raises(GraphError, match="Permission denied"):
-                reader.delete(graph_id)
-    finally:
-        for folder in folders:
-            folder.chmod(0o755)
+    read_only(tmp_path)
+    reader = GraphStore(tmp_path)
+    assert reader.load(graph_id) == random_graph(0)
+    assert reader.sql("SELECT count(*) AS n FROM graphs").to_pylist() == [{"n": 1}]
+    assert len(reader.list()) == 1
+    for write in (lambda: reader.save(random_graph(0)), lambda: reader.delete(graph_id)):
+        with pytest.raises(GraphError, match=f"^{tmp_path} cannot be written to: no permission in {tmp_path}; allow"):
+            write()
+    assert reader.load(graph_id) == random_graph(0)
+
+
+@pytest.mark.parametrize("part", ["graphs", "features", "annotations", "comparisons"])
+def test_a_read_only_folder_in_a_store_is_found_before_anything_is_computed(tmp_path, random_graph, read_only, part):
+    store = GraphStore(tmp_path)
+    store.save(random_graph(0))
+    (tmp_path / part).mkdir(exist_ok=True)
+    store.check_writable()
+    read_only(tmp_path / part)
+    place = tmp_path / part
+    with pytest.raises(GraphError, match=f"{tmp_path} cannot be written to: no permission in {place}; allow it, or"):
+        store.check_writable()
+    store.save_query("q", "FROM graphs")  # goes elsewhere
 
 
 def test_a_save_survives_the_deletion_of_its_folder_meanwhile(tmp_path, make_graph):

@@ -1,8 +1,6 @@
 """Any process may be killed at any moment, and any disk may be full: what was acknowledged is there, whole and once."""
 
-import os
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -148,23 +146,6 @@ def test_a_compaction_on_a_full_disk_is_told_in_one_line_and_changes_nothing(tmp
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
     for graph in graphs.values():
         assert store.load(graph_id_of(graph.info)) == graph
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 600 kB, where mounting one is allowed."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if mount is None or os.geteuid() != 0:
-        pytest.skip("needs the right to mount a small file system")
-    command = [mount, "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_on_a_small_disk_everything_acknowledged_is_there_when_it_is_full(small_disk, tmp_path):

@@ -1,7 +1,6 @@
 """The command as people run it: a real process, its output, its exit status, and what it leaves behind."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -16,7 +15,7 @@ import pytest
 
 from graphs import GraphStore
 from tests.graphs.conftest import _random_graph
-from tests.tracer.processes import ENVIRONMENT, TRACE, refused, run
+from tests.tracer.processes import ENVIRONMENT, TRACE, Signal, refused, run
 from tests.waiting import catches, ended, wait_until
 from tracer.errors import INTERRUPTED
 
@@ -51,13 +50,29 @@ def test_json_holds_what_other_programs_rely_on(tmp_path):
     assert record["tokens"] == ["<bos>", "calc", ":", "36", "+", "59", "="]
     assert set(record) >= {
         "graph_id", "store", "prompt", "tokens", "predictions", "scores", "counts", "coverage", "skipped_influence",
-        "conservation_error", "seconds", "paths",
+        "conservation_error", "seconds", "paths", "routes", "commands",
     }  # fmt: skip
     assert set(record["scores"]) == {"replacement", "completeness", "pruned_replacement", "pruned_completeness"}
     assert set(record["counts"]) == {"active_features", "nodes", "edges", "pruned_nodes", "pruned_edges"}
     assert set(record["paths"][0]["nodes"][0]) == {"node", "kind", "layer", "position", "feature", "token", "label"}
     assert record["paths"][0]["nodes"][0]["kind"] == "token"
     assert record["paths"][0]["nodes"][-1]["kind"] == "logit"
+
+
+@pytest.mark.parametrize("prompt", [DALLAS, "calc: 36+59="])
+def test_json_holds_the_routes_and_the_commands_that_are_printed(store, prompt):
+    [graph_id] = [g.graph_id for g in GraphStore(store / "graphs-store").list() if g.info.prompt == prompt]
+    printed = run("show", graph_id, folder=store).stdout.splitlines()
+    record = json.loads(run("show", graph_id, "--json", folder=store).stdout)
+    told = [f"  {route['share']:6.1%}  {' → '.join(route['steps'])}" for route in record["routes"]]
+    assert len(told) >= 4
+    assert told == [line for line in printed if "%  " in line and " → " in line]
+    assert {route["target"] for route in record["routes"]} <= {target["node"] for target in record["targets"]}
+    assert all(set(route) == {"target", "share", "steps", "n_paths"} for route in record["routes"])
+    assert any(route["n_paths"] > 1 for route in record["routes"])
+    assert [line.removeprefix("Look closer:").strip() for line in printed[-2:]] == record["commands"]
+    assert record["commands"][0] == "trace view"
+    assert record["commands"][1].startswith('trace sql "FROM strongest_circuit(')
 
 
 def test_several_targets_of_every_kind_make_one_graph(store, tmp_path):
@@ -152,6 +167,8 @@ def test_help_answers_without_torch(tmp_path):
         (["the capital of the state containing Gotham is"], "'Gotham' is not a word of the lab model; did you mean"),
         (["the capital of 🙂 is"], "'🙂' is not a word of the lab model; /"),
         (["calc: 150+199="], "'199' is not a word of the lab model; sums go from 0+0 to 99+99; /"),
+        (["The capital of Texas is"], "'The' is known to the lab model from The Hague only; did you mean the?"),
+        (["calc: 36+59"], "answers sums after an equals sign only; write them like this: trace 'calc: 36+59='."),
         (["the " * 100], "tokens, the model reads at most"),
         (["lsit"], "'lsit' is no command; did you mean 'trace list'? If it is a prompt, write trace prompt 'lsit'."),
         (["sqll", "SELECT 1"], "'sqll' is no command; did you mean 'trace sql'?"),
@@ -304,14 +321,57 @@ def test_the_commands_that_look_closer_can_be_copied(tmp_path):
     assert shlex.split(view.split(":", 1)[1]) == ["trace", "view", "my graphs/~x"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("arguments", [(DALLAS,), ("batch", "prompts.txt"), ("import", "graph.json")])
-def test_a_store_without_permission_is_refused_before_the_work(tmp_path, arguments):
-    (tmp_path / "closed").mkdir(mode=0o500)
+@pytest.mark.parametrize(
+    ("closed", "store", "place"),
+    [
+        ("closed", "closed/store", "closed/store"),
+        ("closed", "closed/new", "closed"),
+        ("closed/store", "closed/store", "closed/store"),
+        ("closed/store/graphs", "closed/store", "closed/store/graphs"),
+    ],
+)
+def test_a_store_without_permission_is_refused_before_the_work(
+    tmp_path, command, read_only, arguments, closed, store, place
+):
+    GraphStore(tmp_path / "closed" / "store").save(_random_graph(0))
     (tmp_path / "prompts.txt").write_text(DALLAS)
     (tmp_path / "graph.json").write_text("what is in it is not looked at")
-    result = run(*arguments, "--store", "closed/new", folder=tmp_path)
-    assert "cannot be written to: no permission in" in refused(result)
+    read_only(tmp_path / closed)
+    assert command(*arguments, "--store", store) == (
+        2, "", f"trace: {store} cannot be written to: no permission in {place}; allow it, or use another folder.\n"
+    )  # fmt: skip
+    assert not (tmp_path / "closed" / "new").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("prompt", [DALLAS, "the flower of the state containing Dallas is"])
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [
+        ("tracer.pipeline:attribute", 1),
+        ("tracer.rows:_most_influential", 2),  # between rows
+        ("tracer.pipeline:prune", 1),
+        ("graphs.folder:write_durably", 2),  # nodes are written, edges not yet
+        ("graphs.folder:sync_folder", 1),  # all is written, and has to take its name
+    ],
+)
+def test_a_trace_that_is_struck_in_the_middle_of_its_work_leaves_the_store_as_it_was(
+    store, tmp_path, function, call, prompt, number
+):
+    """Whether the prompt was traced before, and keeps the graph that it had, or not."""
+    shutil.copytree(store / "graphs-store", tmp_path / "graphs-store")
+    files = contents(tmp_path)
+    result = run(prompt, folder=tmp_path, struck=Signal(number, function, call))
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"trace: {INTERRUPTED}\n")
+    assert contents(tmp_path) == files
+    after = GraphStore(tmp_path / "graphs-store")
+    assert (after.ids(), after.damaged()) == (GraphStore(store / "graphs-store").ids(), [])
+    assert {after.load(graph_id).info.prompt for graph_id in after.ids()} >= {DALLAS, "calc: 36+59="}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

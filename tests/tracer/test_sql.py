@@ -152,7 +152,12 @@ def test_saved_queries_that_cannot_be_read_are_named_and_left_out(folder, comman
     [
         (["SELECT 1 AS a, 2 AS a", "--format", "json"], "two columns are named 'a', which JSON cannot hold; rename"),
         (["SELECT INTERVAL 3 MONTH", "-o", "x.parquet"], "x.parquet cannot hold the answer"),
-        (["my-grahps"], "there is no folder my-grahps; name a store of graphs or a training run, or give a query in"),
+        (["my-grahps"], "there is no folder my-grahps, and a query has more than one word; name a store of graphs or"),
+        (
+            ["SELEC"],
+            "there is no folder SELEC, and a query has more than one word; name a store of graphs or a training"
+            ' run, or give a query in quotes, as in "FROM graphs".',
+        ),
         (["SELECT 1", "--saved", "a"], "'SELECT 1' is a second query, as one comes from an option; give one of them"),
         (["a", "b", "c"], "3 arguments were given; expected an optional folder and one query in quotes"),
         (["a", "b", "--saved", "x"], "2 arguments were given; expected an optional folder, as the query comes from"),
