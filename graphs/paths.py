@@ -95,11 +95,19 @@ def _best_continuations(
 
     # one node after the other, last first: each needs the finished ways of all its targets
     for node in range(target - 1, -1, -1):
-        edges = slice(first[node], first[node + 1])
+        edges = np.arange(first[node], first[node + 1])
+        # an edge whose best way is not among the k best such has none among the k best of all
+        edges = edges[_largest(share[edges] * weight[ends[edges], 0], k)]
         ways = (share[edges, None] * weight[ends[edges]]).ravel()
-        chosen = np.argsort(-ways, kind="stable")[:k]
-        chosen = chosen[ways[chosen] > 0]
+        chosen = _largest(ways, k)
+        chosen = chosen[np.argsort(-ways[chosen], kind="stable")[:k]]
         weight[node, : len(chosen)] = ways[chosen]
-        next_node[node, : len(chosen)] = ends[edges][chosen // k]
+        next_node[node, : len(chosen)] = ends[edges[chosen // k]]
         next_rank[node, : len(chosen)] = chosen % k
     return _Continuations(weight, next_node, next_rank)
+
+
+def _largest(values: Float64[ndarray, "value"], k: int) -> Int[ndarray, "some"]:
+    """Where the k largest positive numbers stand, with all that equal the last of them, in order."""
+    least = np.partition(values, -k)[-k] if len(values) > k else 0.0
+    return np.flatnonzero((values >= least) & (values > 0))
