@@ -7,6 +7,7 @@ cache, whose folders are named after the commit.
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -14,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from transcoders.errors import TranscoderError
 
 SCHEME = "hf://"
-HTTP_ERROR = HfHubHTTPError.__bases__[0]
+HTTP_ERROR = cast(type[Exception], HfHubHTTPError.__bases__[0])
 """What the client's HTTP library raises, which was another one in other versions: a broken connection comes so."""
 FILES = (".safetensors", ".npz", ".pt", ".ckpt")
 WANTED = ("*.safetensors", "*.npz", "*.pt", "*.ckpt", "config.yaml", "config.json", "*/config.json", "*cfg.json")

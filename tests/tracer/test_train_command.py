@@ -6,13 +6,14 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import termios
 from dataclasses import fields
-from importlib.util import find_spec
 
 import click
 import pyarrow.parquet as pq
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.tracer.processes import ENVIRONMENT, TRACE, run
 from tests.waiting import ended, wait_until
@@ -147,10 +148,9 @@ def test_the_live_line_tells_speed_loss_error_sparsity_and_the_time_left_within_
 
 @pytest.mark.slow
 def test_tensorboard_reads_the_metrics_that_were_written_for_it(tmp_path, data):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     done = run(*SHORT, "--tensorboard", "board", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    board = accumulator.EventAccumulator(str(tmp_path / "board"))
+    board = EventAccumulator(str(tmp_path / "board"))
     board.Reload()
     rows = pq.read_table(tmp_path / "run" / "metrics.parquet").to_pylist()
     assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60]
@@ -159,9 +159,10 @@ def test_tensorboard_reads_the_metrics_that_were_written_for_it(tmp_path, data):
         assert read == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows], name
 
 
-@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="TensorBoard is installed")
 def test_without_tensorboard_it_is_said_what_to_install_before_anything_is_trained(tmp_path, data, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as Python notes what cannot be imported
     with pytest.raises(click.ClickException, match="--tensorboard needs another package: pip install tensorboard"):
         cli.main([*SHORT, "--tensorboard", "board"], standalone_mode=False)
     assert not (tmp_path / "run").exists()

@@ -85,7 +85,6 @@ def test_rows_of_the_hub_without_text_are_counted_and_left_out(monkeypatch):
 
 
 def test_a_data_set_is_read_through_the_datasets_package(tmp_path, monkeypatch):
-    pytest.importorskip("datasets")
     (tmp_path / "texts").mkdir()
     for split, documents in {"train": ["w1", None, "w2 w3", "w4"], "test": ["w5"]}.items():
         rows = "".join(json.dumps({"text": text, "number": 7}) + "\n" for text in documents)
