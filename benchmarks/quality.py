@@ -5,8 +5,8 @@
     python -m benchmarks.quality --peer ~/peer/bin/python    # and the peers this Python has (see quality_peer.py)
 
 One site for every distinct prefix of the lab's training prompts, as for the transcoder that ships; the trainer is that
-of `trace train`. Every transcoder's thresholds are scaled by one number, so that k features a layer fire at a training
-site on average: those of BatchTopK let more or fewer fire. Measured on the lab's held-out prompts as `trace evaluate`.
+of `trace train`. Measured on the lab's held-out prompts as `trace evaluate` does: as trained, and with all thresholds
+times one number, so that k features a layer fire at a training site on average (those of BatchTopK let more or fewer).
 """
 
 import subprocess
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -93,10 +94,14 @@ def main(tokens: int, rows: tuple[str, ...], rates: tuple[float, ...], graphs: i
         runs = []
         for rate in rates:
             config = replace(ROWS.get(name, CROSS), learning_rate=rate, tokens=tokens)
-            transcoder, scale = _at_l0(trained(config), sites, config.k)
+            transcoder = trained(config)
             judged = _judged(model, transcoder, material)
-            runs.append((judged["graphs"]["replacement"], _told(name, f"{rate:g}", f"{scale:.2f}", judged)))
-        table.add_row(*max(runs)[1])
+            both = [_told(name, f"{rate:g}", "1", judged)]
+            scaled, scale = _at_l0(transcoder, sites, config.k)
+            both.append(_told("", "", f"{scale:.2f}", _judged(model, scaled, material)))
+            runs.append((judged["graphs"]["replacement"], both))
+        for row in max(runs)[1]:
+            table.add_row(*row)
     if SHIPPED in (rows or (SHIPPED,)):
         table.add_row(*_told(SHIPPED, "", "", _judged(model, load(lab.folder() / "transcoder"), material)))
     Console(width=160).print(table)
@@ -173,8 +178,9 @@ def _at_l0(transcoder: CrossLayerTranscoder, sites: Sites, k: int) -> tuple[Cros
         scale = (low + high) / 2
         fires = (pre_activation > scale * transcoder.threshold[:, None]).sum(-1).float().mean()
         low, high = (scale, high) if fires > k else (low, scale)
-    transcoder.threshold *= scale
-    return transcoder, scale
+    scaled = deepcopy(transcoder)
+    scaled.threshold *= scale
+    return scaled, scale
 
 
 def _judged(model: ReplacementModel, transcoder: CrossLayerTranscoder, material: Material) -> dict[str, Any]:
