@@ -142,7 +142,7 @@ their influence:
 
 {capital}
 
-Its label is no proof that it concerns capitals: it says what the feature promotes. So the same states, by the same
+Its label says where it fires on the lab's questions, not in which graphs it matters. So the same states, by the same
 cities, are asked for other things, and states by their names and countries by a city for their capitals, in two
 phrasings each. Of how many graphs is the feature a node, at any word, and how many have a feature whose label names the
 state or country?

@@ -182,9 +182,17 @@ _FEATURES = _table(
     _column("label", pa.string(), "What the feature is about, in words."),
     _column("label_source", pa.string(), "Where the label comes from: 'fires on', 'promotes', 'user', …"),
     _column(
-        "label_precision", pa.float64(), "Of the tokens on which it fires, those that the label describes.", "share"
+        "label_precision",
+        pa.float64(),
+        "Of its activation, the part on tokens that the label describes; in the lab question families weigh alike.",
+        "share",
     ),
-    _column("label_recall", pa.float64(), "Of the tokens that the label describes, those on which it fires.", "share"),
+    _column(
+        "label_recall",
+        pa.float64(),
+        "Of the tokens that the label describes, those on which it fires; weighed in the same way.",
+        "share",
+    ),
 )
 
 _SUPERNODES = _table(

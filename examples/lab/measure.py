@@ -221,7 +221,7 @@ def place_f1(lab: Lab, transcoder: CrossLayerTranscoder, asked: list[Question]) 
     keep = torch.zeros_like(tokens, dtype=torch.bool)
     keep[torch.arange(len(asked)), [subject_end(lab.tokenizer, q) for q in asked]] = True
     firing = collect_firing(lab.model, transcoder, tokens, keep)
-    situations = situations_of([[("about", q.bridge)] for q in asked])
+    situations = situations_of([[("place", q.bridge)] for q in asked], ("place",))
     return np.stack([f1_table(matrix, situations.holds) for matrix in firing.activation]), list(situations.names)
 
 

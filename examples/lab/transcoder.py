@@ -17,13 +17,13 @@ from examples.lab.language_model import ANSWER_SHARES, sample_batches, training_
 from examples.lab.learner import ActivationBatch, Learner, LearnerConfig
 from examples.lab.measure import Lab
 from examples.lab.revival import revive
-from examples.lab.situations import tags_of
-from examples.lab.swaps import pad, subject_end
+from examples.lab.situations import KINDS, tags_of
+from examples.lab.swaps import pad
 from examples.lab.world import Question
 from graphs.schema import tables
 from transcoders import CrossLayerTranscoder, TranscoderConfig
 from transcoders.activations import mlp_activations, replaced_mlps
-from transcoders.features import Firing, collect_firing, feature_records, promoted_tokens
+from transcoders.features import collect_firing, feature_records, promoted_tokens
 from transcoders.labels import Label, label_by_firing, situations_of
 
 N_FEATURES = 1024
@@ -40,7 +40,6 @@ ANSWER_WEIGHT = 0.5
 """Weight of the replacement model's answers beside the relative error."""
 N_REPEATED = 2000
 """Random sequences given twice, among the training prompts."""
-SUBJECT, LAST, OTHER = range(3)
 
 
 @dataclass(frozen=True)
@@ -133,29 +132,35 @@ def chosen_sites(sites: Sites, seed: int) -> Iterator[Int[Tensor, " chosen"]]:
         yield torch.multinomial(weight, SITES_PER_STEP, replacement=True, generator=generator)
 
 
-def inventory(lab: Lab, transcoder: CrossLayerTranscoder, name: str, per_family: int = 2500) -> pa.Table:
+def inventory(lab: Lab, transcoder: CrossLayerTranscoder, name: str) -> pa.Table:
     """The `features` table: examples, promoted tokens, density, and labels from the world's own situations."""
-    random = np.random.default_rng(5)
-    chosen: list[Question] = []
-    for family in dict.fromkeys(q.family for q in lab.questions):
-        pool = [q for q in lab.questions if q.family == family]
-        chosen += [pool[i] for i in random.permutation(len(pool))[:per_family]]
+    chosen = inventory_questions(lab)
     tokens, lengths = pad(lab.tokenizer, [q.prompt for q in chosen])
     place = torch.arange(tokens.shape[1])
     firing = collect_firing(lab.model, transcoder, tokens, (place < lengths[:, None]) & (place > 0))
     prompts = [token_texts(lab, ids[:n].tolist()) for ids, n in zip(tokens, lengths, strict=True)]
     vocabulary = token_texts(lab, list(range(len(lab.tokenizer))))
     tags = [tags_of(question, lab.tokenizer) for question in chosen]
-    site_tags = [tags[prompt][position] for prompt, position in zip(firing.prompt, firing.position, strict=True)]
-    kinds = _site_kinds(lab, chosen, lengths, firing)
+    situations = situations_of([tags[p][i] for p, i in zip(firing.prompt, firing.position, strict=True)], KINDS)
+    weight = _equal_families([chosen[prompt].family for prompt in firing.prompt])
     records = []
     for layer in range(transcoder.config.n_layers):
         promoted = promoted_tokens(lab.model, transcoder, layer)
         rows = feature_records(firing, layer, prompts, promoted, vocabulary)
-        labels = _labels(firing, layer, site_tags, kinds)
+        labels = label_by_firing(firing.activation[layer], situations, weight)
         for row, label in zip(rows, labels, strict=True):
             records.append(row | {"transcoder": name} | _label_columns(row, label))
     return pa.Table.from_pylist(records, schema=tables()["features"])
+
+
+def inventory_questions(lab: Lab, most: int = 2500) -> list[Question]:
+    """The questions on which the inventory is taken: of each family at most so many, at random."""
+    random = np.random.default_rng(5)
+    chosen: list[Question] = []
+    for family in dict.fromkeys(q.family for q in lab.questions):
+        pool = [q for q in lab.questions if q.family == family]
+        chosen += [pool[i] for i in random.permutation(len(pool))[:most]]
+    return chosen
 
 
 def token_texts(lab: Lab, ids: list[int]) -> list[str]:
@@ -163,29 +168,10 @@ def token_texts(lab: Lab, ids: list[int]) -> list[str]:
     return [str(token) for token in lab.tokenizer.convert_ids_to_tokens(ids)]
 
 
-def _site_kinds(lab: Lab, chosen: list[Question], lengths: torch.Tensor, firing: Firing) -> np.ndarray:
-    """Whether each site is a subject's last token, a prompt's last token, or another."""
-    ends = np.array([subject_end(lab.tokenizer, q) for q in chosen])
-    kinds = np.full(len(firing.prompt), OTHER)
-    kinds[firing.position == ends[firing.prompt]] = SUBJECT
-    kinds[firing.position == lengths.numpy()[firing.prompt] - 1] = LAST
-    return kinds
-
-
-def _labels(
-    firing: Firing, layer: int, site_tags: list[list[tuple[str, str]]], kinds: np.ndarray
-) -> list[Label | None]:
-    """Each feature is named after what holds at the kind of site where most of its activation falls."""
-    matrix = firing.activation[layer].tocsc()
-    mass = np.stack([np.asarray(matrix[:, kinds == kind].sum(axis=1)).ravel() for kind in (SUBJECT, LAST, OTHER)])
-    home = mass.argmax(0)
-    labels: list[Label | None] = [None] * len(home)
-    for kind in (SUBJECT, LAST, OTHER):
-        sites = np.flatnonzero(kinds == kind)
-        found = label_by_firing(matrix[:, sites].tocsr(), situations_of([site_tags[i] for i in sites]))
-        for feature in np.flatnonzero((home == kind) & (mass.max(0) > 0)):
-            labels[feature] = found[feature]
-    return labels
+def _equal_families(families: list[str]) -> Float[np.ndarray, " site"]:
+    """What each token counts, so that every family counts the same however many questions it has."""
+    _, index, size = np.unique(families, return_inverse=True, return_counts=True)
+    return 1 / size[index]
 
 
 def _label_columns(row: dict, label: Label | None) -> dict:
