@@ -21,7 +21,8 @@ from pyarrow.fs import LocalFileSystem
 from graphs.content import NOTHING, UNLIMITED, Content, Limits
 from graphs.errors import GraphError
 from graphs.filesystem import PROTOCOL, ReadOnlyFiles
-from graphs.schema import description, is_table_macro, macro_description, macros, tables, view_columns, views
+from graphs.schema import description, tables
+from graphs.statements import is_table_macro, macro_description, macros, view_columns, views
 
 # python_enable_replacements: a table name must never mean a variable of this process
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {

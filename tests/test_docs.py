@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from docs.generate import pages
+from docs.generate import pages, schema_markdown
+from graphs.schema import tables
 from tracer.cli import cli
 
 ROOT = Path(__file__).parents[1]
@@ -40,3 +41,12 @@ def test_the_table_of_modules_names_each_that_is_there_and_no_other():
     inside = {path for paths in found.values() for one in paths for path in (one, *one.rglob("*.py"))}
     modules = {path for package in packages for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"}
     assert sorted(str(path.relative_to(ROOT)) for path in modules - inside) == []
+
+
+def test_the_page_of_documentation_names_every_table_column_and_macro():
+    page = schema_markdown()
+    for name, table in tables().items():
+        assert f"\n## {name}\n" in page
+        assert all(f"| `{column}` |" in page for column in table.names)
+    assert "### `strongest_path(from_word)`\n\nIn every graph of a prompt with this word" in page
+    assert "| `tokens` | `list<string>` |  | Text of each token of the prompt. |" in page

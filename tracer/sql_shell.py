@@ -13,7 +13,8 @@ from prompt_toolkit.output import Output
 from graphs import GraphError, GraphStore
 from graphs.content import Limits
 from graphs.database import is_complete, parameter_names
-from graphs.schema import macro_signature, macros, tables, views
+from graphs.schema import tables
+from graphs.statements import macro_signature, macros, views
 from tracer.tables import table_text
 
 HELP = "end a query with ;   .help lists tables and macros   .quit or Ctrl-D leaves"

@@ -16,7 +16,8 @@ from graphs import GraphError, GraphStore
 from graphs.answers import columns_of, csv_text, is_number, parameter_value, plain
 from graphs.names import is_graph_id
 from graphs.sandbox import query
-from graphs.schema import description, macro_description, macro_example, macros, tables, view_columns, views
+from graphs.schema import description, tables
+from graphs.statements import macro_description, macro_example, macros, view_columns, views
 
 SECONDS = 20.0
 """That a query may take."""

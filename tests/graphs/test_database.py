@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from graphs import GraphError, GraphStore, NodeKind, strongest_paths
-from graphs.schema import description, macro_description, macros, tables, view_columns, views
+from graphs.schema import description, tables
+from graphs.statements import macro_description, macros, view_columns, views
 
 
 @pytest.fixture(scope="module")

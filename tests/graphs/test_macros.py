@@ -17,7 +17,8 @@ from graphs import (
     strongest_paths,
 )
 from graphs.reach import reach
-from graphs.schema import macro_example, macros, table_examples, tables, views
+from graphs.schema import table_examples, tables
+from graphs.statements import macro_example, macros, views
 from tests.graphs.conftest import drop_columns
 
 

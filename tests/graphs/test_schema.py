@@ -51,25 +51,3 @@ def test_a_description_ends_with_the_unit():
     assert schema.description(edges.field("weight")) == (
         "Direct effect on the target. [the target's pre-activation, or logits]"
     )
-
-
-def test_every_macro_is_documented_by_its_leading_comment():
-    macros = schema.macros()
-    assert sorted(macros) == [
-        "best_paths", "common_features", "diff", "in_edges", "influence_by_kind", "input_share", "inputs_of",
-        "node_text", "out_edges", "outputs_of", "paths", "paths_between", "strongest_circuit", "strongest_path",
-    ]  # fmt: skip
-    names = list(macros)
-    assert names.index("node_text") < names.index("best_paths") < names.index("strongest_path")
-    for name, sql in macros.items():
-        assert schema.macro_signature(name, sql).startswith(name + "(")
-        assert schema.macro_description(sql).endswith(".")
-
-
-def test_the_page_of_documentation_names_every_table_column_and_macro():
-    page = schema.schema_markdown()
-    for name, table in schema.tables().items():
-        assert f"\n## {name}\n" in page
-        assert all(f"| `{column}` |" in page for column in table.names)
-    assert "### `strongest_path(from_word)`\n\nIn every graph of a prompt with this word" in page
-    assert "| `tokens` | `list<string>` |  | Text of each token of the prompt. |" in page

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from graphs.sandbox import query
-from graphs.schema import macro_example, macros
+from graphs.statements import macro_example, macros
 from tests.viewer.samples import make_graph
 from viewer.app import create_app
 
