@@ -170,7 +170,7 @@ def _note(row: dict[str, Any]) -> None:
 
 
 def _at_l0(transcoder: CrossLayerTranscoder, sites: Sites, k: int) -> tuple[CrossLayerTranscoder, float]:
-    """The same with thresholds times one number, which is found by halves, so that k features a layer fire."""
+    """The same with thresholds times a number, found by halves, so that k features a layer fire, or as many as can."""
     some = torch.randperm(sites.inputs.shape[1], generator=torch.Generator().manual_seed(2))[:8192]
     pre_activation = transcoder.pre_activations(sites.inputs[:, some])
     low, high = 0.0, 4.0

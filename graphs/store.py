@@ -40,7 +40,7 @@ from graphs.schema import tables
 from graphs.side_files import DamagedFile, damaged_files
 
 _TRANSCODER = b"transcoder"
-_PARTS = ("graphs", "features", "annotations", "comparisons")  # folders that commands write to
+_PARTS = ("graphs", "features")  # folders that all that trace write to
 _ATTEMPTS = 50  # of a reader whose graphs are moved or deleted under its hands
 
 
@@ -80,7 +80,7 @@ class GraphStore:
         check_folder(self.folder)
 
     def check_writable(self) -> None:
-        """Raise `GraphError` unless graphs, and what goes with them, can be saved here."""
+        """Raise `GraphError` unless graphs and their features can be saved here."""
         check_writable(self.folder, _PARTS)
 
     def save(self, graph: AttributionGraph, annotations: Annotations | None = None) -> str:

@@ -33,7 +33,8 @@ def _read_only(folder: Path) -> Iterator[None]:
             yield
         return
     with _mounted(folder, "--bind", str(folder), str(folder)):
-        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+        if subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=False).returncode:
+            pytest.skip("mounting for reading only is not allowed here")
         yield
 
 

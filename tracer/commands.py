@@ -40,7 +40,7 @@ def trace_and_save(prompt: str, store: GraphStore, config: TraceConfig, source: 
         lab.check_words(prompt, lab.words())
     with progress() as step:
         step("loading the model", 0, 0)
-        from tracer.memory import SAVE_LESS, explaining_lack_of_memory
+        from tracer.memory import SAVE_LESS, TELL_LESS, explaining_lack_of_memory
         from tracer.pipeline import trace  # and with it torch
     loaded = load(source)  # downloads have their own bars
     share_threads(loaded)
@@ -53,6 +53,7 @@ def trace_and_save(prompt: str, store: GraphStore, config: TraceConfig, source: 
     predictions = [vars(prediction) for prediction in done.predictions]
     with explaining_lack_of_memory(SAVE_LESS):
         graph_id = store.save(_with_tags_of_before(done.graph, store))
+    with explaining_lack_of_memory(TELL_LESS.format(graph_id=graph_id)):
         record: dict[str, Any] = graph_record(graph_id, store, done.graph) | {"predictions": predictions}
     counts = record["counts"] | {"nodes": done.n_nodes, "edges": done.n_edges}
     record["doubt"] = done.doubt or None

@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # importing torch takes seconds, and who only names a model d
 
 
 SMALL = 10_000_000
-"""Weights. The products of a smaller model are over before a second thread has begun, and it waits for it each time."""
+"""Weights of model and encoders. The products of a smaller pair are over before a second thread has begun, and the
+first one waits for it."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,9 @@ def share_threads(loaded: Loaded, share: int = 1) -> None:
     too: one where the model is small."""
     import torch
 
-    small = loaded.replacement.model.num_parameters() < SMALL
-    torch.set_num_threads(1 if small else max(1, torch.get_num_threads() // share))
+    replacement = loaded.replacement
+    n_weights = replacement.model.num_parameters() + replacement.transcoder.W_enc.numel()
+    torch.set_num_threads(1 if n_weights < SMALL else max(1, torch.get_num_threads() // share))
 
 
 def load_for_training(model: str | None, device: str, dtype: str) -> tuple[Any, Any, str]:

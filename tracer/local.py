@@ -152,10 +152,11 @@ def localize(
     seen.clear()
     features, decoders = _active(transcoder, inputs)
     _check_finite("transcoder", features.activation, transcoder.b_dec)
-    size = outputs[:, 1:].square().sum(-1)
+    size = torch.linalg.vector_norm(outputs[:, 1:], dim=-1)
     outputs -= transcoder.skip(inputs)  # a skip connection is no node: effects flow through it
     error, constant = _unexplained(transcoder, outputs, features, decoders)
-    relative = error[:, 1:].square().sum(-1) / size.clamp(min=torch.finfo(dtype).tiny)
+    missing = torch.linalg.vector_norm(error[:, 1:], dim=-1)
+    relative = (missing / size.clamp(min=torch.finfo(dtype).tiny)).square()
     unembedding = anatomy.unembedding
     bias = unembedding.bias if unembedding.bias is not None else torch.zeros(len(unembedding.weight))
     return LocalReplacementModel(

@@ -16,6 +16,7 @@ SAVE_LESS = (
     "save less: prune (no --no-prune), or attribute fewer features (--max-features 5000) and keep fewer of their "
     "inputs (--row-share 0.9)"
 )
+TELL_LESS = "{graph_id} is saved; look at it with trace sql, or on a machine with more memory"
 LOAD_LESS = "load the weights in half precision (--dtype bfloat16), or a smaller model or transcoder"
 
 

@@ -81,9 +81,9 @@ def trace_prepared(
     tags: tuple[tuple[str, str], ...] = (),
     on_progress: Callable[[int, int], None] = ignore,
 ) -> Trace:
-    """As `trace`, of a prompt that was prepared with this replacement model."""
+    """As `trace`, of a prompt that was prepared with this replacement model; `seconds` are without preparing it."""
     start = time.perf_counter()
-    if prepared.local.origin != replacement.origin:
+    if prepared.local.transcoder is not replacement.transcoder:
         raise TraceError("the prompt was prepared with another model or transcoder; prepare it with this one.")
     targets = choose_targets(replacement, prepared.local, config)
     return _explain(replacement, prepared, targets, config, start, labels, tags, on_progress)

@@ -3,10 +3,7 @@
 import hashlib
 import json
 import re
-import sys
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -196,20 +193,23 @@ def load_model(
         return network, AutoTokenizer.from_pretrained(place, revision=pinned)
 
 
-@contextmanager
-def _told(what: str, place: str | Path) -> Iterator[None]:
-    """Tell in one line why something cannot be loaded."""
-    try:
-        yield
-    finally:
-        error = sys.exception()
-        if isinstance(error, DAMAGED) or type(error) is Exception:  # tokenizers raises no other kind
-            if is_lack_of_memory(error):
-                raise error
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise TraceError(
-                f"the {what} {place} cannot be loaded ({reason}); give a local directory or a Hub id."
-            ) from error
+@dataclass(frozen=True)
+class _told:
+    """Tells in one line why something cannot be loaded in the block."""
+
+    what: str
+    place: str | Path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        # tokenizers raises no narrower kind than Exception itself, and whoever names that would catch all others too
+        if not (isinstance(error, DAMAGED) or kind is Exception) or error is None or is_lack_of_memory(error):
+            return
+        said = " ".join(str(error).split())[:200]
+        reason = said if isinstance(error, OSError | ValueError) and said else f"{type(error).__name__}: {said}"
+        told = f"the {self.what} {self.place} cannot be loaded ({reason.rstrip(': ')})"
+        raise TraceError(f"{told}; give a local directory or a Hub id.") from error
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -244,8 +244,7 @@ def _model_revision(model: PreTrainedModel, source: str | Path) -> str:
         place, pinned = _pinned(source)
         cached = try_to_load_from_cache(place, "config.json", revision=pinned)  # transformers no longer tells it
         found = commit(Path(cached)) if isinstance(cached, str) else None
-        if found:
-            return found
+        return found or fingerprint(model)
     config = model.config.to_dict()
     for name in ("_name_or_path", "transformers_version"):  # in another folder, or opened by another version
         config.pop(name, None)

@@ -77,7 +77,7 @@ def _fetch(place: HubPath) -> Path:
             f"{place.repo}{revision} cannot be downloaded ({_reason(error)}); check its name, its revision and, if it "
             "is gated, that you are logged in (hf auth login)."
         ) from error
-    except (HTTP_ERROR, ConnectionError) as error:
+    except (HTTP_ERROR, OSError) as error:  # OSError: a file that came short, a full disk
         raise TranscoderError(
             f"{place.repo} cannot be downloaded ({_reason(error)}); run the same command again: what is there is kept."
         ) from error

@@ -107,7 +107,10 @@ def encode(
     b_enc: Float[Tensor, " feature"],
     threshold: Threshold,
 ) -> Selection:
-    """As `sparse_encode`, but the gradient by dense products where so many features fire that these take less time."""
+    """As `sparse_encode`, but the gradient by dense products where so many features fire that these take less time.
+
+    Of half-precision inputs these are rounded to half precision, as any dense product of them is.
+    """
     kernels = kernels_for(inputs)
     return _encode(inputs, W_enc, b_enc, lambda z: kernels.find_above(z, threshold), kernels, may_be_dense=True)
 
@@ -162,6 +165,11 @@ def decode_densely(
     return (activations @ decoder).to(sum_dtype(decoder))
 
 
+def take(values: Float[Tensor, " feature"], feature: Int[Tensor, " pair"]) -> Float[Tensor, " pair"]:
+    """One number for each pair, that of its feature; gradients are summed in order, without atomics."""
+    return _Take.apply(values, feature)
+
+
 def n_largest(values: Float[Tensor, " value"], n: int) -> Float[Tensor, " some"]:
     """The n largest numbers, or all if they are fewer, in any order."""
     if n >= len(values):
@@ -200,6 +208,22 @@ class _Pick(torch.autograd.Function):
         return gradient.new_zeros(ctx.shape).index_put_(ctx.saved_tensors, gradient), None, None
 
 
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, feature: Tensor) -> Tensor:
+        ctx.save_for_backward(feature)
+        ctx.n_features = len(values)
+        return values[feature]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        [feature] = ctx.saved_tensors
+        order, start = _by_feature(feature, ctx.n_features)
+        total = torch.segment_reduce(gradient[order].to(sum_dtype(gradient)), "sum", offsets=start)
+        return total.to(gradient.dtype), None
+
+
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -219,7 +243,8 @@ class _Encode(torch.autograd.Function):
         if ctx.may_be_dense and _is_dense(gradient, len(inputs), W_enc):
             wide = inputs.new_zeros(len(inputs), len(W_enc)).index_put_((token, feature), gradient.to(inputs.dtype))
             to_inputs = wide @ W_enc.to(inputs.dtype) if ctx.needs_input_grad[0] else None
-            return to_inputs, (wide.T @ inputs).to(W_enc.dtype), wide.sum(0).to(b_enc.dtype), None, None, None
+            to_bias = wide.sum(0, dtype=sum_dtype(wide)).to(b_enc.dtype)
+            return to_inputs, (wide.T @ inputs).to(W_enc.dtype), to_bias, None, None, None
         to_inputs = to_weights = to_bias = None
         if ctx.needs_input_grad[0]:
             start = _starts(token, len(inputs))

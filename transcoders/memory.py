@@ -8,6 +8,7 @@ import torch
 from transcoders.config import TrainConfig, TranscoderConfig
 from transcoders.eight_bits import BLOCK
 from transcoders.errors import TranscoderError
+from transcoders.objective import PENALISED
 from transcoders.parallel import Place
 from transcoders.start import BLOCK_BYTES
 from transcoders.streams import FORWARD_TOKENS, sample_size
@@ -17,6 +18,10 @@ NUMBER = 4
 """Bytes of a float32 number: gradients, moments and activations are such."""
 COPIES_OF_LAYER, COPIES_OF_FEATURES = 5, 6
 """What `start_layer` holds at once: a layer's activations scaled, centred and squared; centres, sums, decoders."""
+
+SPARSE_NUMBERS, PENALISED_NUMBERS = 3, 4
+"""Numbers for each token and feature: those of one layer, and what is kept of the pairs of all, ten numbers each. A
+penalty makes these rare only by and by: a quarter of all, and dense activations, are counted."""
 
 
 def free_memory(device: torch.device) -> int:
@@ -81,9 +86,9 @@ def needed(shape: TranscoderConfig, config: TrainConfig, place: Place) -> tuple[
     token = 2 * shape.n_layers * shape.d_model * NUMBER
     held = config.buffer_tokens // place.data_parts + 2 * FORWARD_TOKENS  # of a pass, as they come and scaled
     fixed = round(weights * (2 * stored + moments)) + held * token
-    return fixed, token + shape.n_layers * (config.n_features // place.shards) * 3 * NUMBER + (
-        2 * rows * shape.d_model * NUMBER
-    )
+    of_feature = PENALISED_NUMBERS if config.activation in PENALISED else SPARSE_NUMBERS
+    features = shape.n_layers * (config.n_features // place.shards) * of_feature * NUMBER
+    return fixed, token + features + 2 * rows * shape.d_model * NUMBER
 
 
 def needed_to_start(shape: TranscoderConfig, config: TrainConfig, place: Place, dtype: torch.dtype) -> int:

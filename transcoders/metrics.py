@@ -49,8 +49,9 @@ SCHEMA = pa.schema(
 class Gathered:
     """Sums over the steps since they were last read; all on the device."""
 
-    n_layers: int
-    device: torch.device
+    square: Float[Tensor, " layer"]
+    """Mean squared norm of what there is to explain, measured before the first step: in units of its root tokens are
+    parted by size, those of every process alike."""
     steps: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
 
@@ -58,7 +59,7 @@ class Gathered:
         """Count one step."""
         self.steps += 1
         relative = outcome.error / outcome.size.clamp(min=1e-12)
-        size = (outcome.size / outcome.size.mean(1, keepdim=True)).sqrt()
+        size = (outcome.size / self.square[:, None]).sqrt()
         values = {
             "loss": outcome.loss.detach(), "error": outcome.error.mean(1), "size": outcome.size.mean(1),
             "relative": relative.mean(), "l0": outcome.l0.mean(1), "threshold": outcome.threshold,

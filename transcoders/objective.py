@@ -8,7 +8,7 @@ from torch import Tensor
 
 from transcoders.activation import jump_relu_trained
 from transcoders.config import TrainConfig
-from transcoders.kernels import Selection, decode, encode, n_largest, select_above, sparse_encode_top
+from transcoders.kernels import Selection, decode, encode, n_largest, select_above, sparse_encode_top, take
 from transcoders.model import CrossLayerTranscoder
 from transcoders.parallel import Place, added_up, gathered, gathered_everywhere, summed
 from transcoders.shuffle import Batch
@@ -90,7 +90,7 @@ def objective(
             limit = threshold / norms[source].clamp(min=1e-12)
             pairs = _selected(weights, source, batch.inputs[source], config, limit, sparsity.k, place)
             if config.activation in PENALISED:
-                length = decoder.flatten(1).norm(dim=1).index_select(0, pairs.feature)
+                length = take(decoder.flatten(1).norm(dim=1), pairs.feature)
                 penalty = penalty + torch.tanh(config.tanh_scale * pairs.value * length).sum() / n_tokens
             fired = (pairs.value > 0).float()
             counts[source].index_add_(0, pairs.token.long(), fired)
@@ -170,8 +170,7 @@ def _near_thresholds(
 ) -> Selection:  # fmt: skip
     """What fires, and with activation 0 what is so little below its threshold that the threshold learns from it."""
     token, feature, value = encode(inputs, W_enc, b_enc, threshold.detach() - bandwidth / 2)
-    own = threshold.index_select(0, feature)
-    return Selection(token, feature, jump_relu_trained(value[None], own, bandwidth)[0])
+    return Selection(token, feature, jump_relu_trained(value[None], take(threshold, feature), bandwidth)[0])
 
 
 def _errand(

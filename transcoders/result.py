@@ -25,7 +25,7 @@ def result_of(folder: Path, shape: TranscoderConfig, config: TrainConfig) -> Sto
 
     def decoder(layer: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "row reach d_model"]:
         all_rows = read_weight(checkpoint, f"W_dec.{layer}").float()
-        return all_rows if len(rows) == len(all_rows) else all_rows[rows]
+        return all_rows if torch.equal(rows, torch.arange(len(all_rows))) else all_rows[rows]
 
     def threshold(layer: int) -> Float[Tensor, " feature"]:
         """What fired above one contribution for all layers has a threshold for every feature."""

@@ -118,7 +118,7 @@ def _empty(
     threshold_seen = torch.full((), float("nan"), device=device)
     return Run(
         weights, adam, scales, density, threshold_seen, dead,
-        [dead[layer].nonzero()[:, 0] for layer in range(shape.n_layers)], Gathered(shape.n_layers, device),
+        [dead[layer].nonzero()[:, 0] for layer in range(shape.n_layers)], Gathered(scales.square.to(density)),
     )  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def _resume_report(run: Run, state: dict[str, Any], tensors: dict[str, Tensor], 
     run.reported = reported["step"], reported["seconds"]
     run.gathered.steps = reported["gathered"]
     for name, value in tensors.items():
-        if name.startswith("sums:"):
+        if name.startswith("sums:") and not name.startswith("sums:by "):  # as older versions called other sums
             run.gathered.sums[name.removeprefix("sums:")] = value.to(run.density.device)
             if features.start > 0 and is_of_own_features(name.removeprefix("sums:")):
                 run.gathered.sums[name.removeprefix("sums:")].zero_()

@@ -73,4 +73,4 @@ def folded(trained: Stored, scales: Scales) -> Stored:
         scaled = trained.decoder(layer, rows)
         return scaled / scales.outputs[layer : layer + scaled.shape[1], None]
 
-    return replace(trained, encoder=encoder, decoder=decoder)
+    return replace(trained, encoder=encoder, decoder=decoder, mapped=lambda layer: None)

@@ -370,7 +370,7 @@ def test_a_read_only_store_can_be_read(tmp_path, random_graph, read_only):
     assert reader.load(graph_id) == random_graph(0)
 
 
-@pytest.mark.parametrize("part", ["graphs", "features", "annotations", "comparisons"])
+@pytest.mark.parametrize("part", ["graphs", "features"])
 def test_a_read_only_folder_in_a_store_is_found_before_anything_is_computed(tmp_path, random_graph, read_only, part):
     store = GraphStore(tmp_path)
     store.save(random_graph(0))

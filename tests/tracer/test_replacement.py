@@ -85,6 +85,14 @@ def test_a_truncated_model_file_is_refused(tmp_path):
         ReplacementModel.load(tmp_path / "model", CASES / "llama-clt-jumprelu" / "transcoder")
 
 
+def test_a_model_is_loaded_while_another_error_is_handled():
+    case = CASES / "llama-clt-jumprelu"
+    try:
+        raise OSError("no such file")
+    except OSError:
+        assert ReplacementModel.load(case / "model", case / "transcoder").transcoder.config.n_layers == 4
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_damaged_model_weights_are_refused(value):
     model = tiny_llama(0)

@@ -214,7 +214,7 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing():
 
 
 def test_metrics_are_parted_by_size_and_position():
-    gathered = Gathered(1, torch.device("cpu"))
+    gathered = Gathered(torch.ones(1))
     size = torch.tensor([[0.04, 0.04, 1.0, 2.92]])  # of their mean, 1, the roots are 0.2, 0.2, 1 and 1.7
     outcome = Outcome(
         torch.tensor(0.5), size * torch.tensor([0.5, 1.0, 0.25, 2.0]), size, torch.tensor([[0.5, 0.25]]),

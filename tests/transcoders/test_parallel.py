@@ -27,6 +27,19 @@ def losses(folder):
     return column(folder, "loss")
 
 
+def assert_same_metrics(folder, other, tolerance=1e-4):
+    """Of all that is told of a step but its time; numbers for every layer or bucket, None where there is no token."""
+    rows, others = (pq.read_table(place / "metrics.parquet").to_pylist() for place in (folder, other))
+    assert [row["step"] for row in rows] == [row["step"] for row in others]
+    for name in rows[0]:
+        if name not in ("seconds", "tokens_per_second"):
+            for row, expected in zip(rows, others, strict=True):
+                ours, theirs = (one if isinstance(one, list) else [one] for one in (row[name], expected[name]))
+                assert [one is None for one in ours] == [one is None for one in theirs], name
+                ours, theirs = ([one for one in values if one is not None] for values in (ours, theirs))
+                assert ours == pytest.approx(theirs, rel=tolerance, abs=tolerance), (name, row["step"])
+
+
 def finish(process):
     _, error = ended(process)
     assert process.returncode == 0, error[-2000:]
@@ -98,6 +111,8 @@ def test_every_kind_is_trained_by_two_processes_as_by_one(tmp_path, all_alone, a
     tolerance = 1e-4 if kind == "topk" else 1e-5  # rounding may decide which feature is the kth
     torch.testing.assert_close(losses(all_split / kind), losses(all_alone / kind), atol=tolerance, rtol=tolerance)
     assert_close(load(all_split / kind / "transcoder"), load(all_alone / kind / "transcoder"))
+    if kind != "topk":
+        assert_same_metrics(all_split / kind, all_alone / kind, 1e-3)
     if kind == "dead":
         assert float(column(all_alone / kind, "dead").max()) > 0.1  # or there was nothing to compare
     if kind == "clipped":

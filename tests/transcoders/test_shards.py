@@ -15,7 +15,7 @@ from tests.transcoders.test_train import SMALL, run_script, trained, wait_for_st
 from tests.waiting import ended
 from transcoders import load
 from transcoders.parallel import Place
-from transcoders.progress import latest, read_features
+from transcoders.progress import latest, read_features, read_layer, read_weight
 from transcoders.train import Stopped
 
 N_FEATURES = 12
@@ -47,6 +47,11 @@ def test_each_process_reads_its_features_whatever_number_of_processes_wrote_them
         assert read.keys() == WHOLE.keys()
         for name, tensor in read.items():
             assert torch.equal(tensor, part(name, features)), name
+    for name, tensor in WHOLE.items():  # as the transcoder that comes out is read
+        weight = name.removeprefix("weight:")
+        assert torch.equal(read_weight(tmp_path, weight), tensor)
+        if weight != "W_dec.0":
+            assert torch.equal(read_layer(tmp_path, weight, 1), tensor[1])
 
 
 def test_gradients_of_two_processes_are_clipped_by_the_norm_of_all_of_them(tmp_path):
