@@ -48,9 +48,7 @@ from transcoders.scales import Scales, folded, measure_scales
 from transcoders.shuffle import Batch
 from transcoders.train import Reporting, learn, shape_of
 
-CROSS = TrainConfig(
-    n_features=1024, k=10, batch_tokens=SITES_PER_STEP, buffer_tokens=2 * SITES_PER_STEP, balanced=True
-)  # fmt: skip
+CROSS = TrainConfig(n_features=1024, k=10, batch_tokens=SITES_PER_STEP, buffer_tokens=2 * SITES_PER_STEP)
 ROWS = {
     "cross-layer": CROSS,
     # 6 layers: a cross-layer feature has 1 + 3.5 vectors on average, a per-layer feature 2
