@@ -10,6 +10,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from graphs import NodeKind, prune, score, with_unscaled_tokens
 from graphs.graph import logit_weights
+from tests.containers import in_container_with
 from tests.tracer.conftest import tiny_tokenizer
 from tests.tracer.families import CONFIGS, LAYER_NORMS, NOT_IN_FLOAT64, tiny_model, with_wide_norms
 from tests.tracer.oracle import dense, jacobian
@@ -31,7 +32,6 @@ from tracer.targets import (
 from transcoders import CrossLayerTranscoder, TranscoderConfig, TranscoderError
 from transcoders.activations import mlp_activations, recording
 from transcoders.families import FAMILIES, dissect
-from transcoders.memory import free_memory
 
 HOOKS = [("hook_resid_mid", "hook_mlp_out"), ("mlp.hook_in", "mlp.hook_out")]
 N_LAYERS, D_MODEL, N_FEATURES = 3, 16, 20
@@ -211,12 +211,13 @@ def test_what_is_not_held_but_made_on_the_way_gives_the_same_rows(traced, monkey
     assert rows.logits_error < traced.precision
 
 
-def test_patterns_of_the_lowest_layers_are_held_where_not_all_fit(monkeypatch):
+def test_patterns_of_the_lowest_layers_are_held_where_not_all_fit(tmp_path, monkeypatch):
+    in_container_with(1 << 20, tmp_path, monkeypatch)
     replacement = ReplacementModel.of(tiny_model("llama").double(), tiny_tokenizer(), random_transcoder(*HOOKS[0]))
     prompt = replacement.tokenize("w3 w1 w4 w1 w5")
     whole = replacement.localize(prompt)
     pattern = whole.attention[0].pattern.nbytes
-    monkeypatch.setattr("tracer.local.PATTERNS", 1.5 * pattern / free_memory(torch.device("cpu")))
+    monkeypatch.setattr("tracer.local.PATTERNS", 1.5 * pattern / (1 << 20))
     some = replacement.localize(prompt)
     assert [isinstance(layer.held, torch.Tensor) for layer in some.attention] == [True, *[False] * (some.n_layers - 1)]
     for one, other in zip(some.attention, whole.attention, strict=True):

@@ -1,4 +1,4 @@
-"""How much memory a training run takes, in a process that has taken none before."""
+"""How much memory training takes, in a process that has taken none before: at the start, and in a run."""
 
 import re
 from pathlib import Path
@@ -7,16 +7,37 @@ import torch
 
 from tests.transcoders.test_train import SMALL, trained
 from transcoders import TrainConfig
+from transcoders.start import start_layer
+from transcoders.streams import sample_size
+
+WIDTH = 16
+"""Of the MLP inputs and outputs from which features start."""
 
 
 def train(folder: Path, config: TrainConfig) -> None:
-    """Write how many bytes were taken at most."""
+    """Write how many bytes a run took at most."""
     torch.set_num_threads(1)
     trained(folder / "small", SMALL)  # what torch itself takes
-    before = memory_in_use("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    before = _count_from_here()
     trained(folder / "run", config)
     (folder / "peak").write_text(str(memory_in_use("VmHWM") - before))
+
+
+def start(folder: Path, config: TrainConfig) -> None:
+    """Write how many bytes it took at most to find the features of one layer."""
+    torch.set_num_threads(1)
+    small = torch.randn(2, 64, WIDTH, generator=torch.Generator().manual_seed(0))
+    start_layer(*small, 8, 4, 0.02, torch.Generator())  # what torch itself takes
+    before = _count_from_here()
+    inputs, outputs = torch.randn(2, sample_size(config), WIDTH, generator=torch.Generator().manual_seed(0))
+    start_layer(inputs, outputs, config.n_features, config.k, 0.02, torch.Generator().manual_seed(1), at_once=2048)
+    (folder / "peak").write_text(str(memory_in_use("VmHWM") - before))
+
+
+def _count_from_here() -> int:
+    """Forget the peak so far; returns the bytes in use now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory_in_use("VmRSS")
 
 
 def memory_in_use(name: str) -> int:
