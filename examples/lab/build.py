@@ -21,6 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from examples.lab import measure
 from examples.lab.card import card_markdown, gates
+from examples.lab.decoders import DECODERS, finish_decoders
 from examples.lab.joint import JointConfig, train_jointly
 from examples.lab.language_model import LanguageModelConfig, accuracy, train_language_model
 from examples.lab.swaps import residual_swap
@@ -50,17 +51,22 @@ OUTPUT = Path(__file__).parents[2] / "tracer" / "lab"
 )
 @click.option("--joint-steps", default=JointConfig.round.steps, show_default=True)
 @click.option("--transcoder-steps", default=FINISH.steps, show_default=True)
-def build(output: Path, measure_only: bool, first_steps: int, joint_steps: int, transcoder_steps: int) -> None:
+@click.option("--decoders-only", is_flag=True, help="Do the last part only, with the transcoder that is there.")
+def build(
+    output: Path, measure_only: bool, first_steps: int, joint_steps: int, transcoder_steps: int, decoders_only: bool
+) -> None:
     """Make the lab model, its transcoder and its card. Replaces what is there."""
     world = read_world()
     asked = questions(world)
-    if not measure_only:
+    if not (measure_only or decoders_only):
         output.mkdir(parents=True, exist_ok=True)
         if not (output / FIRST_ROUND).is_dir():
             _train_first(world, asked, output, first_steps)
         _train_both(world, asked, output, joint_steps, transcoder_steps)
         shutil.rmtree(output / FIRST_ROUND)
     lab = measure.Lab(world, asked, *measure.load_model(str(output / "model")))
+    if not measure_only:
+        _finish_decoders(lab, output)
     pq.write_table(
         inventory(lab, load(output / "transcoder"), "lab-clt"), output / "features.parquet", compression="zstd"
     )
@@ -99,6 +105,18 @@ def _train_both(world: World, asked: list[Question], output: Path, joint_steps: 
     seconds = json.loads((output / FIRST_ROUND / SECONDS).read_text(encoding="utf-8"))
     seconds |= {"both together": together, "transcoder alone": time.time() - start - together}
     _write(output / "card.json", {"build": _circumstances() | {"seconds": seconds}})
+
+
+def _finish_decoders(lab: measure.Lab, output: Path) -> None:
+    """The last part: some decoders once more."""
+    start = time.time()
+    transcoder = finish_decoders(lab, load(output / "transcoder").float(), DECODERS)
+    save(transcoder, output / "transcoder.unfinished", dtype=torch.float16)
+    shutil.rmtree(output / "transcoder")
+    (output / "transcoder.unfinished").rename(output / "transcoder")
+    build = _build_of(output)
+    build["seconds"]["decoders"] = time.time() - start
+    _write(output / "card.json", {"build": build})
 
 
 def _circumstances() -> dict[str, str | int]:

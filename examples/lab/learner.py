@@ -60,7 +60,7 @@ class Learner:
         error = relative_error(reconstruction, outputs, config.error_floor).mean()
         loss = error
         dead = self._silent >= config.dead_after
-        if dead.any():
+        if config.dead_weight and dead.any():
             # Dead features are asked to explain what the living leave (as AuxK, with every dead feature).
             some = slice(None, None, config.dead_tokens)
             revived = _written_by_dead(transcoder, pre_activation[:, some], dead)

@@ -38,7 +38,7 @@ FINISH_SHARES = ANSWER_SHARES | {"two-hop state": 64, "two-hop country": 64, "th
 """Sequences of each family in a step of it: of two hops more, few of which the replacement model got wrong."""
 ANSWER_WEIGHT = 0.5
 """Weight of the replacement model's answers beside the relative error."""
-N_REPEATED = 2000
+N_REPEATED = 8000
 """Random sequences given twice, among the training prompts."""
 
 
@@ -52,6 +52,17 @@ class Sites:
     """In how many prompts the prefix occurs."""
 
 
+@dataclass(frozen=True)
+class AnswerPlan:
+    """Which of the replacement model's answers count, and how much."""
+
+    families: dict[str, Batch]
+    shares: dict[str, int]
+    """Sequences of each family in a step."""
+    weight: float
+    """Of their divergence beside the relative error."""
+
+
 def new_transcoder(lab: Lab) -> CrossLayerTranscoder:
     """A transcoder of the lab model's shape, not trained yet."""
     shape = TranscoderConfig(
@@ -63,20 +74,28 @@ def new_transcoder(lab: Lab) -> CrossLayerTranscoder:
 
 def finish_transcoder(lab: Lab, transcoder: CrossLayerTranscoder, config: LearnerConfig) -> CrossLayerTranscoder:
     """Train on alone, the language model at rest: all sites, and the answers of the replacement model."""
-    start = time.time()
     sites = collect_sites(lab, config.seed)
-    print(f"{len(sites.occurrences):,} sites  {time.time() - start:.0f} s", flush=True)
-    random = np.random.default_rng(config.seed + 11)
     revive(
         transcoder, sites.inputs, sites.outputs, config.error_floor, torch.Generator().manual_seed(config.seed)
     )  # fmt: skip
+    families = training_families(lab.questions, lab.tokenizer)
+    return learn(lab, transcoder, sites, AnswerPlan(families, FINISH_SHARES, ANSWER_WEIGHT), config)
+
+
+def learn(
+    lab: Lab, transcoder: CrossLayerTranscoder, sites: Sites, answers: AnswerPlan, config: LearnerConfig
+) -> CrossLayerTranscoder:
+    """Train what requires gradients, the language model at rest: on all sites, and the replacement model's answers."""
+    start = time.time()
+    random = np.random.default_rng(config.seed + 11)
     learner = Learner(transcoder, config)
-    families, whole_words = training_families(lab.questions, lab.tokenizer), whole_word_tokens(lab.tokenizer)
+    whole_words = whole_word_tokens(lab.tokenizer)
     batches = site_batches(sites, config.seed)
     for step in range(1, config.steps + 1):
         loss, error = learner.loss(*next(batches))
-        divergence = _answer_divergence(lab, transcoder, sample_batches(families, FINISH_SHARES, whole_words, random))
-        (loss + ANSWER_WEIGHT * divergence).backward()
+        asked = sample_batches(answers.families, answers.shares, whole_words, random)
+        divergence = _answer_divergence(lab, transcoder, asked)
+        (loss + answers.weight * divergence).backward()
         learner.step()
         if step % 100 == 0 or step == 1:
             print(
@@ -127,9 +146,13 @@ def site_batches(sites: Sites, seed: int) -> Iterator[ActivationBatch]:
 def chosen_sites(sites: Sites, seed: int) -> Iterator[Int[Tensor, " chosen"]]:
     """Random sites, those of frequent prefixes oftener: by the root, so that rare ones are not forgotten."""
     generator = torch.Generator().manual_seed(seed)
-    weight = sites.occurrences.double().sqrt()
     while True:
-        yield torch.multinomial(weight, SITES_PER_STEP, replacement=True, generator=generator)
+        yield torch.multinomial(site_weights(sites), SITES_PER_STEP, replacement=True, generator=generator)
+
+
+def site_weights(sites: Sites) -> Float[Tensor, " site"]:
+    """What each site counts."""
+    return sites.occurrences.double().sqrt()
 
 
 def inventory(lab: Lab, transcoder: CrossLayerTranscoder, name: str) -> pa.Table:

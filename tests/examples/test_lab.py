@@ -6,27 +6,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from examples.lab import measure
 from examples.lab.card import card_markdown, gates
+from examples.lab.decoders import DECODERS, finish_decoders
 from examples.lab.examples import encode
 from examples.lab.interchange import training_pool
 from examples.lab.joint import JointConfig, train_jointly
 from examples.lab.language_model import LanguageModelConfig, train_language_model, training_families
 from examples.lab.transcoder import FINISH, JOINT, finish_transcoder, new_transcoder
 from examples.lab.vocabulary import build_tokenizer, name_words
-from examples.lab.world import COUNTRY_RELATIONS, STATE_RELATIONS, questions, read_world
+from examples.lab.world import COUNTRY_RELATIONS, STATE_RELATIONS
 from tracer import lab as bundled
 
 
 @pytest.fixture(scope="module")
 def card() -> dict:
     return json.loads((bundled.folder() / "card.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def lab() -> measure.Lab:
-    world = read_world()
-    return measure.Lab(world, questions(world), *measure.load_model(str(bundled.folder() / "model")))
 
 
 def test_the_world_is_as_large_as_promised(lab):
@@ -163,7 +157,8 @@ def test_the_gates_are_met_but_for_those_the_card_calls_missed(card):
 
 
 @pytest.mark.slow
-def test_the_same_seeds_give_the_same_weights(lab):
+def test_the_same_seeds_give_the_same_weights(lab, monkeypatch):
+    monkeypatch.setattr("examples.lab.transcoder.N_REPEATED", 400)
     first, second = (a_short_build(lab) for _ in range(2))
     assert first.keys() == second.keys()
     for name, weights in first.items():
@@ -171,7 +166,7 @@ def test_the_same_seeds_give_the_same_weights(lab):
 
 
 def a_short_build(lab) -> dict[str, torch.Tensor]:
-    """All three parts of the training, a few steps each; the last on few questions, as it looks at them all first."""
+    """All four parts of the training, a few steps each; the last two on few questions, all of which they look at."""
 
     def ignore(step, loss, model):
         pass
@@ -187,6 +182,7 @@ def a_short_build(lab) -> dict[str, torch.Tensor]:
     few = replace(started, model=model.eval().requires_grad_(False), questions=lab.questions[::41])
     transcoder = finish_transcoder(few, transcoder, replace(FINISH, steps=2))
     assert not torch.equal(transcoder.W_enc[0], before)
+    transcoder = finish_decoders(few, transcoder, replace(DECODERS, steps=2))
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | {
         f"transcoder.{name}": tensor for name, tensor in transcoder.state_dict().items()
     }
