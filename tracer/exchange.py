@@ -93,12 +93,9 @@ def _read_pt(path: Path, wanted: Wanted) -> AttributionGraph:
 
     if wanted.tokenizer is None:
         return read_circuit_tracer_graph(path)
-    from transformers import AutoTokenizer
+    from tracer.replacement import load_tokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(wanted.tokenizer)
-    except (OSError, ValueError) as error:
-        raise TraceError(f"{wanted.tokenizer} is no tokenizer ({' '.join(str(error).split())[:120]}).") from error
+    tokenizer = load_tokenizer(wanted.tokenizer)
     return read_circuit_tracer_graph(path, lambda number: str(tokenizer.decode([number])))
 
 

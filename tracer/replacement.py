@@ -24,7 +24,7 @@ from transcoders.checkpoint import revision
 from transcoders.errors import is_lack_of_memory
 from transcoders.families import Anatomy, dissect, longest_context
 from transcoders.fingerprint import digest_of, fingerprint
-from transcoders.hub import commit, locate
+from transcoders.hub import commit, is_out_of_reach, locate
 
 DECODER_ROWS = 16
 """Features of each layer whose decoder vectors tell transcoders apart."""
@@ -176,10 +176,10 @@ def load_model(
     directory or name[@revision]."""
     if Path(model).exists() and not (Path(model) / "config.json").is_file():
         raise TraceError(f"{model} is not a Hugging Face model directory: it has no config.json.")
-    place, pinned = _pinned(model)
     with _told("model", model):
+        place = _place(model)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, revision=pinned, dtype=dtype, attn_implementation="eager", output_loading_info=True
+            **place, dtype=dtype, attn_implementation="eager", output_loading_info=True
         )
     network, found = loaded
     lacking = sorted(found["missing_keys"])
@@ -188,9 +188,16 @@ def load_model(
             f"the model {model} lacks the weights {', '.join(lacking[:4])}{' …' if len(lacking) > 4 else ''}; copy or "
             "download it again."
         )
-    place, pinned = _pinned(tokenizer or model)
-    with _told("tokenizer", tokenizer or model):
-        return network, AutoTokenizer.from_pretrained(place, revision=pinned)
+    if tokenizer is not None:
+        return network, load_tokenizer(tokenizer)
+    with _told("tokenizer", model):
+        return network, AutoTokenizer.from_pretrained(**place)
+
+
+def load_tokenizer(tokenizer: str | Path) -> PreTrainedTokenizerBase:
+    """A tokenizer from a directory or name[@revision]."""
+    with _told("tokenizer", tokenizer):
+        return AutoTokenizer.from_pretrained(**_place(tokenizer))
 
 
 @dataclass(frozen=True)
@@ -219,10 +226,17 @@ def _first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((number for number in known if isinstance(number, int)), None)
 
 
-def _pinned(model: str | Path) -> tuple[str, str]:
-    """A model and its revision, from name[@revision]."""
+def _place(model: str | Path) -> dict[str, Any]:
+    """Where transformers finds a model or a tokenizer: a directory, the Hub, or only the Hub's cache."""
     if Path(model).exists():
-        return str(model), "main"
+        return {"pretrained_model_name_or_path": str(model)}
+    name, pinned = _pinned(model)
+    only_here = is_out_of_reach(name, pinned)
+    return {"pretrained_model_name_or_path": name, "revision": pinned, "local_files_only": only_here}
+
+
+def _pinned(model: str | Path) -> tuple[str, str]:
+    """A model's name on the Hub and its revision, from name[@revision]."""
     name, _, revision = str(model).partition("@")
     return name, revision or "main"
 

@@ -4,13 +4,20 @@ A revision may also be given as ?revision=…, as circuit-tracer's config.yaml h
 cache, whose folders are named after the commit.
 """
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from transcoders.errors import TranscoderError
 
@@ -20,6 +27,9 @@ HTTP_ERROR = cast(type[Exception], HfHubHTTPError.__bases__[0])
 FILES = (".safetensors", ".npz", ".pt", ".ckpt")
 WANTED = ("*.safetensors", "*.npz", "*.pt", "*.ckpt", "config.yaml", "config.json", "*/config.json", "*cfg.json")
 """Weights and settings; repositories may hold much more, such as dashboards of every feature."""
+PATIENCE = 10.0
+"""Seconds in which the Hub must begin to answer."""
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,23 @@ def commit(path: Path) -> str | None:
     """The commit that a path in the Hub's cache is of."""
     found = re.search(r"models--[^/]+/snapshots/([0-9a-f]{40})(?:/|$)", path.absolute().as_posix())
     return found[1] if found else None
+
+
+def is_out_of_reach(repo: str, revision: str) -> bool:
+    """Whether the Hub cannot be asked for a repository, so that only its cache is left; a warning tells of it.
+
+    transformers finds that out anew for each file that a repository may lack: two minutes where there is no network.
+    """
+    try:
+        HfApi().model_info(repo, revision=revision, timeout=PATIENCE)
+    except OfflineModeIsEnabled:  # as it was asked for
+        return True
+    except (HfHubHTTPError, HFValidationError):  # it says no, or would, and whoever downloads tells why
+        return False
+    except (HTTP_ERROR, OSError) as error:
+        LOG.warning("the Hub cannot be reached (%s): looking for %s in its cache.", _reason(error), repo)
+        return True
+    return False
 
 
 def _fetch(place: HubPath) -> Path:

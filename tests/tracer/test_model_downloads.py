@@ -2,8 +2,12 @@
 
 import json
 import shutil
+import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -87,6 +91,28 @@ def test_a_model_and_a_transcoder_are_downloaded_once_and_then_traced_offline(tm
     np.testing.assert_array_equal(graph.weight, local.weight)
 
 
+def test_a_model_in_the_cache_is_traced_at_once_where_the_hub_cannot_be_reached(cache, monkeypatch, caplog):
+    asked = []
+    with refusing(asked) as address:
+        point_to(address, monkeypatch)
+        replacement = ReplacementModel.load("org/model", CASE / "transcoder")
+    assert replacement.origin.model_revision == COMMIT
+    assert len(asked) == 1  # the client alone tries six times, and transformers each file
+    [warning] = [record.getMessage() for record in caplog.records if record.name == "transcoders.hub"]
+    assert warning.startswith("the Hub cannot be reached (")
+    assert warning.endswith("): looking for org/model in its cache.")
+
+
+def test_a_model_that_is_nowhere_is_refused_in_one_line_where_the_hub_cannot_be_reached(command, cache, monkeypatch):
+    arguments = (PROMPT, "--model", "org/other", "--transcoder", str(CASE / "transcoder"), "--store", "s")
+    with refusing([]) as address:
+        point_to(address, monkeypatch)
+        status, out, told = command(*arguments)
+    assert "the model org/other cannot be loaded (" in refused(
+        subprocess.CompletedProcess(arguments, status, out, told)
+    )
+
+
 @pytest.mark.parametrize("name", ["org/nothing", "org/model@v9", "org/closed"])
 def test_a_model_that_the_hub_does_not_give_is_refused_in_one_line(tmp_path, command, monkeypatch, name):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -97,6 +123,25 @@ def test_a_model_that_the_hub_does_not_give_is_refused_in_one_line(tmp_path, com
         line = refused(subprocess.CompletedProcess(arguments, *command(*arguments)))
     assert f"the model {name} cannot be loaded (" in line
     assert not (tmp_path / "s").exists()
+
+
+@contextmanager
+def refusing(asked: list[str]) -> Iterator[str]:
+    """The address of a server that breaks off every connection, and notes it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):  # as the shutdown raises below
+                while True:
+                    connection, address = server.accept()
+                    asked.append(str(address))
+                    connection.close()
+
+        thread = Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def started(folder: Path, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
