@@ -19,6 +19,7 @@ WEIGHT_TYPE = b"weight_dtype"
 _TUPLES = ("tokens", "token_ids", "words", "tags")
 _NULLABLE_NUMBERS = ("position", "feature", "token_id")
 _NULLABLE_TEXTS = ("word", "label")
+_CHUNK = 1 << 16
 _KIND_NAMES = np.array([kind.text for kind in NodeKind], dtype=object)
 
 
@@ -63,8 +64,8 @@ def infos_from_table(table: pa.Table) -> list[GraphInfo]:
 def nodes_to_table(graph: AttributionGraph, graph_id: str) -> pa.Table:
     """The graph's rows of table `nodes`."""
     schema = tables()["nodes"]
-    columns: dict[str, pa.Array] = {
-        "graph_id": pa.repeat(graph_id, graph.n_nodes),
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        "graph_id": _repeated(graph_id, graph.n_nodes),
         "node": pa.array(np.arange(graph.n_nodes, dtype=np.int32)),
     }
     for name in NODE_COLUMNS:
@@ -78,7 +79,7 @@ def edges_to_table(graph: AttributionGraph, graph_id: str) -> pa.Table:
     """The graph's rows of table `edges`; the metadata remembers the precision of the weights."""
     schema = tables()["edges"].with_metadata({WEIGHT_TYPE: graph.weight.dtype.name})
     arrays = [pa.array(graph.source), pa.array(graph.target), pa.array(graph.weight.astype(np.float64, copy=False))]
-    return pa.table([pa.repeat(graph_id, graph.n_edges), *arrays], schema=schema)
+    return pa.table([_repeated(graph_id, graph.n_edges), *arrays], schema=schema)
 
 
 def graph_from_tables(info: GraphInfo, nodes: pa.Table, edges: pa.Table) -> AttributionGraph:
@@ -88,6 +89,13 @@ def graph_from_tables(info: GraphInfo, nodes: pa.Table, edges: pa.Table) -> Attr
     precision = (edges.schema.metadata or {}).get(WEIGHT_TYPE, b"float64").decode()
     columns["weight"] = columns["weight"].astype(precision, copy=False)
     return AttributionGraph(info=info, **columns)
+
+
+def _repeated(text: str, n: int) -> pa.ChunkedArray:
+    """The text n times, in chunks that share their memory: as one array it may take more than all else of a graph."""
+    whole, rest = divmod(n, _CHUNK)
+    chunk = pa.repeat(text, _CHUNK if whole else rest)
+    return pa.chunked_array([chunk] * whole + [chunk.slice(0, rest)])
 
 
 def _to_arrow(name: str, values: ndarray, kind: pa.DataType) -> pa.Array:

@@ -253,8 +253,13 @@ def _read_data(head: Head) -> AttributionGraph:
 
 
 def _read(path: Path) -> pa.Table:
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with open_rows(path) as file:
         return file.read()
+
+
+def open_rows(path: Path) -> pq.ParquetFile:
+    """Rows of nodes or edges; their graph is read as one text and a number per row, which is much less than texts."""
+    return pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=["graph_id"])
 
 
 def _tails(*paths: Path) -> str:

@@ -102,8 +102,8 @@ class PackWriter:
         if part not in self._files:
             self._files[part] = pq.ParquetWriter(self._paths[part], schema, **_OPTIONS, **_PART_OPTIONS[part])
         if self._buffers[part]:
-            table = pa.concat_tables(table.replace_schema_metadata(None) for table in self._buffers[part])
-            self._files[part].write_table(table.cast(schema), row_group_size=4 * ROW_GROUP[part])
+            table = pa.concat_tables(table.cast(schema) for table in self._buffers[part])
+            self._files[part].write_table(table, row_group_size=4 * ROW_GROUP[part])
         self._buffers[part].clear()
 
 

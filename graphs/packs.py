@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from graphs.columns import WEIGHT_TYPE, graph_from_tables, info_from_row, with_later_columns
 from graphs.errors import GraphError
-from graphs.folder import DAMAGE, Stamp, check_columns, stamp
+from graphs.folder import DAMAGE, Stamp, check_columns, open_rows, stamp
 from graphs.graph import AttributionGraph
 from graphs.names import one_line
 from graphs.schema import tables
@@ -140,7 +140,7 @@ class RowGroups:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = pq.ParquetFile(path, page_checksum_verification=True)
+        self._file = open_rows(path)
         footer = self._file.metadata
         self._ends = np.cumsum([footer.row_group(group).num_rows for group in range(footer.num_row_groups)])
         self._groups = range(0)

@@ -3,13 +3,12 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphs import AttributionGraph, GraphError, GraphStore, graph_id_of
-from graphs.schema import SCHEMA_VERSION, tables
+from graphs import GraphError, GraphStore, graph_id_of
+from graphs.schema import SCHEMA_VERSION
 
 
 def files_below(folder):
@@ -315,100 +314,6 @@ def test_strange_folders_among_the_graphs_are_ignored(tmp_path, make_graph):
     (tmp_path / "graphs" / "Not An Id").mkdir()
     (tmp_path / "graphs" / "empty").mkdir()
     assert [stored.graph_id for stored in store.list()] == [graph_id]
-
-
-# features
-
-
-def feature_rows(transcoder="tiny-clt", **changes):
-    row = {
-        "transcoder": transcoder,
-        "layer": 0,
-        "feature": 4,
-        "density": 0.01,
-        "max_activation": 3.5,
-        "top_logits": [{"token": " Austin", "value": 2.0}],
-        "bottom_logits": [],
-        "examples": [{"tokens": ["a", "b"], "activations": [0.0, 1.5], "position": 1}],
-        "histogram": [0] * 20,
-        "label": "Texas",
-        "label_source": "fires on",
-        "label_precision": 0.9,
-        "label_recall": None,
-    }
-    return pa.Table.from_pylist([row | changes], schema=tables()["features"])
-
-
-def test_features_are_saved_per_transcoder_and_replaced(tmp_path):
-    store = GraphStore(tmp_path)
-    store.save_features(feature_rows(label="old"), "tiny-clt")
-    store.save_features(feature_rows(), "tiny-clt")
-    store.save_features(feature_rows("org/other's clt"), "org/other's clt")
-    assert store.has_features("tiny-clt")
-    assert store.has_features("org/other's clt")
-    assert not store.has_features("tiny")
-    answer = store.sql("SELECT label, examples[1].tokens[2] AS token FROM features WHERE transcoder = 'tiny-clt'")
-    assert answer.to_pylist() == [{"label": "Texas", "token": "b"}]
-    assert store.sql("SELECT count(*) AS n FROM features").to_pylist() == [{"n": 2}]
-    assert len(files_below(tmp_path / "features")) == 2
-
-
-def test_features_may_come_with_columns_in_another_order_and_wider_types(tmp_path):
-    table = feature_rows().select(list(reversed(tables()["features"].names)))
-    table = table.set_column(0, "label_recall", pa.array([0.5], pa.float32()))
-    GraphStore(tmp_path).save_features(table, "tiny-clt")
-    assert GraphStore(tmp_path).sql("SELECT label_recall FROM features").to_pylist() == [{"label_recall": 0.5}]
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        (feature_rows().drop_columns("label"), "the features do not fit table features"),
-        (feature_rows().set_column(1, "layer", pa.array(["zero"])), "the features do not fit table features"),
-        (feature_rows("another"), "features of another were given as those of tiny-clt"),
-    ],
-)
-def test_features_that_do_not_fit_are_refused(tmp_path, table, message):
-    with pytest.raises(GraphError, match=message) as error:
-        GraphStore(tmp_path / "store").save_features(table, "tiny-clt")
-    assert one_line(error)
-    assert not (tmp_path / "store").exists()
-
-
-def test_a_damaged_features_file_is_left_out(tmp_path):
-    store = GraphStore(tmp_path)
-    store.save_features(feature_rows(), "tiny-clt")
-    (tmp_path / "features" / "broken.parquet").write_bytes(b"PAR1")
-    assert store.sql("SELECT count(*) AS n FROM features").to_pylist() == [{"n": 1}]
-
-
-def test_a_stored_graph_takes_little_room_for_single_precision(tmp_path, make_info):
-    n, random = 2000, np.random.default_rng(0)
-    info = make_info("x", n_layers=1)
-    nothing, text = np.full(n + 1, np.nan), np.full(n + 1, "x", dtype=object)
-    is_logit = np.arange(n + 1) == n
-    graph = AttributionGraph(
-        info=info,
-        kind=np.where(is_logit, 3, 1).astype(np.uint8),
-        layer=is_logit.astype(np.int32),
-        position=np.zeros(n + 1, np.int32),
-        feature=np.arange(n + 1, dtype=np.int32),
-        token_id=np.full(n + 1, -1, np.int32),
-        **dict.fromkeys(
-            ("activation", "pre_activation", "bias", "remainder", "input_size", "influence", "cumulative_influence"),
-            nothing,
-        ),
-        probability=np.where(is_logit, 1.0, np.nan),
-        **dict.fromkeys(("token", "word", "label"), text),
-        source=np.repeat(np.arange(1000, dtype=np.int32), 100),
-        target=np.tile(np.arange(1000, 1100, dtype=np.int32), 1000),
-        weight=random.normal(size=100_000).astype(np.float32),
-    )
-    store = GraphStore(tmp_path)
-    graph_id = store.save(graph)
-    [edges] = (tmp_path / "graphs" / graph_id).glob("edges-*")
-    assert edges.stat().st_size < 100_000 * 5
-    assert store.load(graph_id) == graph
 
 
 def test_the_version_of_the_schema_is_with_every_graph(tmp_path, make_graph):
