@@ -176,11 +176,16 @@ _FEATURES = _table(
         "tokens",
     ),
     _column("label", pa.string(), "What the feature is about, in words."),
-    _column("label_source", pa.string(), "Where the label comes from: 'fires on', 'promotes', 'user', …"),
+    _column(
+        "label_source",
+        pa.string(),
+        "Where the label comes from: what it 'fires on', 'fires strongly on' or 'promotes', a 'user', a 'dashboard', …",
+    ),
     _column(
         "label_precision",
         pa.float64(),
-        "Of its activation, the part on tokens that the label describes; in the lab question families weigh alike.",
+        "Of its activation, the part on tokens that the label describes; in the lab question families weigh alike. "
+        "Where it fires strongly on them, activations from half the strongest on count, here and in the recall.",
         "share",
     ),
     _column(

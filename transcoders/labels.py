@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,10 @@ PURE = 0.9
 """Else those do in which this part falls, however rarely the feature fires in them, …"""
 FEWEST_SITES, LOWEST_RECALL = 10, 0.02
 """… but for these bounds: it fires on so many sites at all, and on this part of those that the label describes."""
+STRONG = 0.5
+"""A feature fires strongly from this share of its largest activation on, …"""
+NEARLY_PURE = 0.8
+"""… and this part of its strong activation names it: less, as the name says that it is of that only."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,29 @@ class _Cover(NamedTuple):
     counts: Float[ndarray, "3"]
 
 
-def label_by_firing(fires: csr_array, situations: Situations, weight: Float[ndarray, " site"]) -> list[Label | None]:
+def label_by_firing(
+    fires: csr_array, situations: Situations, weight: Float[ndarray, " site"], *, pure: float = PURE
+) -> list[Label | None]:
     """A name for each row of `fires` (feature, site): up to three situations, of one kind or of several.
 
     Precision is the share of the feature's whole activation that falls where the label holds, recall the share of the
     label's sites at which the feature fires; in both a site counts by its weight. Where no label tells when the feature
-    fires, one that nearly all of its activation falls in will do; where there is none either, the feature has none.
+    fires, one that the part `pure` of its activation falls in will do; where there is none either, it has no name.
     """
-    return [_label(fires[[feature]], situations, weight) for feature in range(len(fires.indptr) - 1)]
+    return [_label(fires[[feature]], situations, weight, pure) for feature in range(len(fires.indptr) - 1)]
 
 
-def _label(fires: csr_array, situations: Situations, weight: Float[ndarray, " site"]) -> Label | None:
+def strongest(fires: csr_array) -> csr_array:
+    """Of each row of `fires` (feature, site) the sites where the feature fires strongly; none of a row in which these
+    are so few that they show no rule."""
+    starts = fires.indptr
+    feature = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    strong = fires.data >= STRONG * fires.max(axis=1).toarray().ravel()[feature]
+    strong &= (np.bincount(feature[strong], minlength=len(starts) - 1) >= FEWEST_SITES)[feature]
+    return csr_array((fires.data[strong], (feature[strong], fires.indices[strong])), shape=fires.shape)
+
+
+def _label(fires: csr_array, situations: Situations, weight: Float[ndarray, " site"], pure: float) -> Label | None:
     if not fires.nnz:
         return None
     activation = fires.toarray().ravel() * weight
@@ -74,8 +91,8 @@ def _label(fires: csr_array, situations: Situations, weight: Float[ndarray, " si
     best = max(covers, key=lambda cover: cover.score)
     if best.score >= GOOD_ENOUGH and best.counts[0] >= COVERED:
         return _labelled(best.text, best.counts)
-    narrow = _cover(sites, counts, situations, of_all_kinds, _purity)
-    return _labelled(narrow.text, narrow.counts) if fires.nnz >= FEWEST_SITES and narrow.score >= PURE else None
+    narrow = _cover(sites, counts, situations, of_all_kinds, partial(_purity, enough=pure), pure)
+    return _labelled(narrow.text, narrow.counts) if fires.nnz >= FEWEST_SITES and narrow.score >= pure else None
 
 
 def _cover(
@@ -84,8 +101,9 @@ def _cover(
     situations: Situations,
     members: Bool[ndarray, " situation"],
     score_of: Callable[[Float[ndarray, "3 situation"]], Float[ndarray, " situation"]],
+    enough: float = np.inf,
 ) -> _Cover:
-    """Join members one by one, each time the one that raises the score most.
+    """Join members one by one, each time the one that raises the score most, until it is enough.
 
     The three rows are the share of the activation, the weight where the feature fires, and the weight; `counts` are
     their sums over the sites of each situation that none of the joined ones holds yet.
@@ -93,11 +111,11 @@ def _cover(
     chosen: list[int] = []
     so_far, best = np.zeros(3), 0.0
     left = np.ones(sites.shape[1], dtype=bool)
-    while len(chosen) < MOST_PARTS:
+    while len(chosen) < MOST_PARTS and best < enough:
         joined = so_far[:, None] + counts
         score = np.where(members, score_of(joined), 0)
         pick = int(score.argmax())
-        if score[pick] < best + WORTH:
+        if score[pick] < min(best + WORTH, enough):
             break
         chosen.append(pick)
         so_far, best = joined[:, pick], float(score[pick])
@@ -115,10 +133,10 @@ def _telling(counts: Float[ndarray, "3 situation"]) -> Float[ndarray, " situatio
     return score.round(2)
 
 
-def _purity(counts: Float[ndarray, "3 situation"]) -> Float[ndarray, " situation"]:
+def _purity(counts: Float[ndarray, "3 situation"], enough: float) -> Float[ndarray, " situation"]:
     """Precision, no more of it than matters, of what the feature fires on often enough."""
     share, fired, size = counts
-    return np.where(fired >= LOWEST_RECALL * size, np.minimum(share, PURE), 0)
+    return np.where(fired >= LOWEST_RECALL * size, np.minimum(share, enough), 0)
 
 
 def _labelled(text: str, counts: Float[ndarray, "3"]) -> Label:

@@ -24,7 +24,7 @@ from graphs.schema import tables
 from transcoders import CrossLayerTranscoder, TranscoderConfig
 from transcoders.activations import mlp_activations, replaced_mlps
 from transcoders.features import collect_firing, feature_records, promoted_tokens
-from transcoders.labels import Label, label_by_firing, situations_of
+from transcoders.labels import NEARLY_PURE, Label, label_by_firing, situations_of, strongest
 
 N_FEATURES = 1024
 K = 16
@@ -38,6 +38,10 @@ FINISH_SHARES = ANSWER_SHARES | {"two-hop state": 64, "two-hop country": 64, "th
 """Sequences of each family in a step of it: of two hops more, few of which the replacement model got wrong."""
 ANSWER_WEIGHT = 0.5
 """Weight of the replacement model's answers beside the relative error."""
+MOST = 0.5
+"""A feature that fires on this share of the tokens is one of most tokens."""
+DISTINCT = 1.5
+"""What a feature promotes names it if it is raised by so much more than anything is lowered; else it is noise."""
 N_REPEATED = 8000
 """Random sequences given twice, among the training prompts."""
 
@@ -170,9 +174,12 @@ def inventory(lab: Lab, transcoder: CrossLayerTranscoder, name: str) -> pa.Table
     for layer in range(transcoder.config.n_layers):
         promoted = promoted_tokens(lab.model, transcoder, layer)
         rows = feature_records(firing, layer, prompts, promoted, vocabulary)
-        labels = label_by_firing(firing.activation[layer], situations, weight)
-        for row, label in zip(rows, labels, strict=True):
-            records.append(row | {"transcoder": name} | _label_columns(row, label))
+        fires = firing.activation[layer]
+        of_all = label_by_firing(fires, situations, weight)
+        of_strongest = label_by_firing(strongest(fires), situations, weight, pure=NEARLY_PURE)
+        share = (fires > 0) @ weight / weight.sum()
+        for row, label, strong_label, n in zip(rows, of_all, of_strongest, share.tolist(), strict=True):
+            records.append(row | {"transcoder": name} | _label_columns(row, label, strong_label, n))
     return pa.Table.from_pylist(records, schema=tables()["features"])
 
 
@@ -197,12 +204,19 @@ def _equal_families(families: list[str]) -> Float[np.ndarray, " site"]:
     return 1 / size[index]
 
 
-def _label_columns(row: dict, label: Label | None) -> dict:
-    """The label, or else what the feature promotes, marked as such."""
+def _label_columns(row: dict, label: Label | None, strong_label: Label | None, share: float) -> dict:
+    """What the feature fires on; or what it fires on strongly; or that it fires on most tokens; or what it promotes."""
     if label is not None:
-        return {"label": label.text, "label_source": "fires on", "label_precision": label.precision,
-                "label_recall": label.recall}  # fmt: skip
-    if row["max_activation"] == 0:
-        return {"label": None, "label_source": None, "label_precision": None, "label_recall": None}
-    promoted = ", ".join(entry["token"] for entry in row["top_logits"][:2])
-    return {"label": f"→ {promoted}", "label_source": "promotes", "label_precision": None, "label_recall": None}
+        return _labelled(label.text, "fires on", label)
+    if strong_label is not None:
+        return _labelled(f"strongest: {strong_label.text}", "fires strongly on", strong_label)
+    if share >= MOST:
+        return _labelled("most tokens", "fires on", Label("most tokens", 1.0, share))
+    if row["max_activation"] > 0 and row["top_logits"][0]["value"] >= DISTINCT * -row["bottom_logits"][0]["value"]:
+        return _labelled("→ " + ", ".join(entry["token"] for entry in row["top_logits"][:2]), "promotes", None)
+    return _labelled(None, None, None)
+
+
+def _labelled(text: str | None, source: str | None, label: Label | None) -> dict:
+    precision, recall = (label.precision, label.recall) if label else (None, None)
+    return {"label": text, "label_source": source, "label_precision": precision, "label_recall": recall}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from transcoders.labels import f1_table, label_by_firing, situations_of
+from transcoders.labels import Label, f1_table, label_by_firing, situations_of, strongest
 
 TAGS = [
     [("about", "Texas"), ("token", "las")],
@@ -22,10 +22,10 @@ def fires(*rows):
     return csr_array(np.array(rows, dtype=float))
 
 
-def named(*rows, tags=TAGS, weight=None) -> list[tuple[str, float, float] | None]:
+def named(*rows, tags=TAGS, weight=None, **settings) -> list[tuple[str, float, float] | None]:
     """Per feature the label, its precision and its recall; every site counts 1 if nothing else is said."""
     weight = np.ones(len(tags)) if weight is None else np.array(weight, dtype=float)
-    labels = label_by_firing(fires(*rows), situations_of(tags, KINDS), weight)
+    labels = label_by_firing(fires(*rows), situations_of(tags, KINDS), weight, **settings)
     return [label and (label.text, round(label.precision, 3), round(label.recall, 3)) for label in labels]
 
 
@@ -97,10 +97,37 @@ def test_a_narrow_feature_is_named_after_the_first_kind_that_nine_tenths_of_it_f
     assert named(at(8, 8, 0), at(12, 0, 3), tags=NARROW) == [("is", 1, 0.04), None]
 
 
+def test_how_much_of_a_narrow_feature_its_name_holds_for_may_be_asked():
+    assert named(at(15, 0, 3), tags=NARROW) == [None]
+    assert named(at(15, 0, 3), tags=NARROW, pure=0.8) == [("capital", 0.833, 0.15)]
+
+
+def test_a_part_that_adds_little_is_joined_where_it_makes_a_narrow_name_good_enough():
+    tags = [[("relation", "capital")]] * 100 + [[("about", "Texas")]] * 20 + [[]] * 5
+    assert named([1] * 17 + [0] * 83 + [1] + [0] * 19 + [1] * 3 + [0] * 2, tags=tags) == [None]
+    assert named([1] * 17 + [0] * 83 + [1] + [0] * 19 + [1] * 2 + [0] * 3, tags=tags) == [
+        ("capital / Texas", 0.9, 0.15)
+    ]
+
+
 def test_firing_on_few_sites_or_on_hardly_any_of_a_situations_gives_no_name():
     assert named(at(10, 0, 0), at(9, 0, 0), tags=NARROW) == [("capital", 1, 0.1), None]
     many = [[("relation", "capital")]] * 1000
     assert named([1] * 20 + [0] * 980, [1] * 19 + [0] * 981, tags=many) == [("capital", 1, 0.02), None]
+
+
+def test_of_a_feature_only_its_strong_firing_is_left_and_of_one_that_seldom_fires_strongly_nothing():
+    often, seldom = [8] * 9 + [4, 3.9, 0], [8] * 8 + [4, 3.9, 3.9, 0]
+    left = strongest(fires(often, [0] * 12, seldom))
+    np.testing.assert_array_equal(left.toarray(), [[8] * 9 + [4, 0, 0], [0] * 12, [0] * 12])
+
+
+def test_a_feature_without_a_rule_for_its_firing_may_have_one_for_its_strong_firing():
+    tags = [[("about", "Texas")]] * 20 + [[]] * 80
+    firing = fires([8] * 20 + [3] * 80)
+    situations, weight = situations_of(tags, KINDS), np.ones(100)
+    assert label_by_firing(firing, situations, weight) == [None]
+    assert label_by_firing(strongest(firing), situations, weight) == [Label("Texas", 1.0, 1.0)]
 
 
 def test_no_situation_no_name():
