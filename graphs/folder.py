@@ -42,6 +42,8 @@ _TAILS = b"tails"
 _ROW = b"row"
 _SCHEMA = b"ARROW:schema"
 _TAIL = 1 << 14  # bytes that hold the footer of a file of one graph
+_ROW_GROUP = 1 << 20  # rows of a file that are written at once
+_WRITING, _WRITING_ROW = 1 << 26, 192  # bytes of addresses that writing takes at most, and each row of the group
 _ATTEMPTS = 50  # of a reader whose graph is replaced under its hands
 _Result = TypeVar("_Result")
 
@@ -182,7 +184,9 @@ def _write(table: pa.Table, path: Path) -> None:
     if "weight" in table.column_names:
         # bytes of equal rank together: single precision stored as double takes hardly more room
         options |= {"use_dictionary": ["graph_id"], "column_encoding": {"weight": "BYTE_STREAM_SPLIT"}}
-    pq.write_table(table, path, **options)
+    # asked for first, as Arrow ends the process if memory runs out while it writes
+    pa.allocate_buffer(_WRITING + min(len(table), _ROW_GROUP) * _WRITING_ROW)
+    pq.write_table(table, path, row_group_size=_ROW_GROUP, **options)
 
 
 def _write_head(head: pa.Table, metadata: dict[bytes, str], path: Path) -> None:

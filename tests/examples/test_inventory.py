@@ -60,6 +60,17 @@ def test_every_kind_of_situation_has_its_place_in_the_order_of_preference(world)
     assert kinds == set(KINDS)
 
 
+def test_what_a_feature_promotes_names_it_only_where_that_stands_out():
+    rows = [row for row in lab.features().to_pylist() if row["label_precision"] is None and row["max_activation"] > 0]
+    named = {source: [row for row in rows if row["label_source"] == source] for source in ("promotes", None)}
+    assert {source: len(some) for source, some in named.items()} == {"promotes": 90, None: 542}
+    for source, some in named.items():
+        for row in some:
+            best, worst = row["top_logits"][0], row["bottom_logits"][0]
+            assert (best["value"] >= -1.5 * worst["value"]) == (source == "promotes")
+            assert row["label"] == (f"→ {best['token']}, {row['top_logits'][1]['token']}" if source else None)
+
+
 class Site(NamedTuple):
     """A token of a question."""
 

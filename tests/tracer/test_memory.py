@@ -56,7 +56,7 @@ def test_the_same_prompt_is_traced_where_there_is_memory(place, tmp_path):
 
 
 def test_memory_that_runs_out_while_a_graph_is_saved_is_told_and_leaves_no_part_of_it(place, tmp_path):
-    """On most machines: its 11 million edges take 600 MB to save, and less to find."""
+    """On most machines: what saving its 11 million edges may take is asked for before, and is more than is left."""
     result = traced(place, tmp_path / "s", 250, 400, "--coverage", "1", "--no-prune")
     assert refused(result).startswith(RAN_OUT)
     store = GraphStore(tmp_path / "s")
